@@ -1,0 +1,46 @@
+# Serve, test, check and measure roseinfer from a fresh clone. The first run makes .venv and builds the kernels.
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= smollm2-135m
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: serve test check bench format clean
+
+serve: $(VENV)/.serve
+	$(BIN)/roseinfer serve $(MODEL) --port $(PORT)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*.inl
+	$(BIN)/python -m pytest -q tests/test_import_rule.py
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/kernels.py
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/*.inl
+
+# An editable install: a change in Python is live, a change in csrc/ builds again.
+$(VENV)/.serve: $(SOURCES)
+	@sh scripts/check_tools.sh $(PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(SOURCES)
+	@sh scripts/check_tools.sh $(PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $(VENV)/.serve $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,410 @@
+// The Python face of the kernels: packing, a program builder, one call per step. Sizes are proven here, so that
+// nothing behind it has to ask.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu.h"
+#include "program.h"
+#include "sampler.h"
+
+namespace nb = nanobind;
+
+namespace roseinfer {
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Weight = std::shared_ptr<PackedWeight>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+Format format_of(const std::string& name) {
+  for (int i = 0; i < NUM_FORMATS; ++i)
+    if (name == LAYOUTS[i].name) return Format(i);
+  throw std::invalid_argument("no kernels for weight format " + name);
+}
+
+const Kernels* kernels_of(const std::string& isa) {
+  const Kernels* kernels = select_kernels(isa);
+  if (!kernels) throw std::invalid_argument("instruction set " + isa + " is not available here");
+  return kernels;
+}
+
+ActType act_type(const std::string& name) {
+  if (name == "f32") return ActType::F32;
+  if (name == "q8") return ActType::Q8;
+  require(name == "bf16", "activation types are f32, q8 and bf16");
+  return ActType::BF16;
+}
+
+ActKind act_kind(const std::string& name) {
+  if (name == "silu") return ActKind::SILU;
+  if (name == "gelu_tanh") return ActKind::GELU_TANH;
+  require(name == "gelu", "activations are silu, gelu and gelu_tanh");
+  return ActKind::GELU_ERF;
+}
+
+std::vector<float> floats(const Array<float>& a) { return {a.data(), a.data() + a.shape(0)}; }
+
+template <typename T>
+nb::ndarray<nb::numpy, T> numpy(std::vector<T> values, std::vector<size_t> shape) {
+  auto* owned = new std::vector<T>(std::move(values));
+  nb::capsule owner(owned, [](void* p) noexcept { delete (std::vector<T>*)p; });
+  return nb::ndarray<nb::numpy, T>(owned->data(), shape.size(), shape.data(), owner);
+}
+
+Weight pack(const std::string& format_name, int64_t rows, int64_t columns, Array<uint8_t> source, ThreadPool& pool) {
+  const Format format = format_of(format_name);
+  require(rows > 0 && columns > 0 && rows < (int64_t(1) << 31) && columns < (int64_t(1) << 31), "bad weight shape");
+  require(columns % layout_of(format).file_block == 0, "the columns are not whole blocks of the format");
+  require(int64_t(source.shape(0)) == file_bytes(format, rows, columns), "the source has another size than the shape");
+  nb::gil_scoped_release release;
+  return std::make_shared<PackedWeight>(format, rows, columns, source.data(), pool);
+}
+
+nb::ndarray<nb::numpy, float> unpack(const PackedWeight& weight) {
+  std::vector<float> out(size_t(weight.rows * weight.columns));
+  for (int64_t r = 0; r < weight.rows; ++r) weight.unpack_row(r, out.data() + r * weight.columns);
+  return numpy(std::move(out), {size_t(weight.rows), size_t(weight.columns)});
+}
+
+// A linear on its own, for kernel tests and benchmarks: x [M, columns] → [M, rows].
+nb::ndarray<nb::numpy, float> linear(const std::string& isa, const Weight& weight, Matrix<float> x,
+                                     const std::string& act, std::shared_ptr<ThreadPool> pool, int repeat) {
+  require(int64_t(x.shape(1)) == weight->columns, "x has another width than the weight");
+  const int rows = int(x.shape(0));
+  const int64_t columns = weight->columns;
+  const int64_t x_bytes = rows * columns * 4, out_bytes = rows * weight->rows * 4;
+  const int64_t prepared = rows * (q8_row_bytes(columns) + bf16_row_bytes(columns));
+  Program program(kernels_of(isa), std::move(pool), rows, rows, 0, 0, KvType::F32,
+                  x_bytes + prepared + out_bytes + 256);
+  const Buffer in{0, columns};
+  Buffer ready{(x_bytes + 63) / 64 * 64, columns};
+  const Buffer out{ready.offset + (prepared + 63) / 64 * 64, weight->rows};
+  std::memcpy(program.floats(in), x.data(), size_t(x_bytes));
+  const ActType type = act_type(act);
+  require(type != ActType::Q8 || !is_float(weight->format), "float weights have no int8 kernel");
+  require(type != ActType::BF16 || (weight->format == Format::BF16 && program.kernels->bf16_tile),
+          "bf16 activations want bf16 weights and a CPU with bf16 dot products");
+  program.step.num_tokens = rows;
+  PrepareOp prepare;
+  prepare.x = in;
+  prepare.rows = Rows::TOKENS;
+  (type == ActType::Q8 ? prepare.q8 : prepare.bf16) = ready;
+  if (type == ActType::F32) ready = in;
+  else prepare.run(program);
+  LinearOp op;
+  op.x = ready;
+  op.type = type;
+  op.rows = Rows::TOKENS;
+  op.segments.push_back({weight, {}, out});
+  op.epilogue = Epilogue::NONE;
+  {
+    nb::gil_scoped_release release;
+    for (int i = 0; i < repeat; ++i) op.run(program);
+  }
+  const float* result = program.floats(out);
+  return numpy(std::vector<float>(result, result + rows * weight->rows), {size_t(rows), size_t(weight->rows)});
+}
+
+// Checks everything a step's arrays could get wrong before a kernel sees them.
+Step checked_step(const Program& p, int64_t vocab_size, int64_t max_positions, const Array<int32_t>& token_ids,
+                  const Array<int32_t>& positions, const Array<int32_t>& row_offsets, const Matrix<int32_t>& tables,
+                  const Array<int32_t>& logit_rows) {
+  Step s;
+  s.num_tokens = int(token_ids.shape(0));
+  s.num_rows = int(tables.shape(0));
+  s.num_logits = int(logit_rows.shape(0));
+  s.table_width = int(tables.shape(1));
+  s.token_ids = token_ids.data();
+  s.positions = positions.data();
+  s.row_offsets = row_offsets.data();
+  s.block_tables = tables.data();
+  s.logit_rows = logit_rows.data();
+  require(s.num_tokens <= p.max_tokens && s.num_logits <= p.max_logits, "the step is larger than the program");
+  require(int(positions.shape(0)) == s.num_tokens, "positions and token_ids differ in length");
+  require(
+      int(row_offsets.shape(0)) == s.num_rows + 1 && s.row_offsets[0] == 0 && s.row_offsets[s.num_rows] == s.num_tokens,
+      "row_offsets do not cover the tokens");
+  for (int i = 0; i < s.num_logits; ++i)
+    require(s.logit_rows[i] >= 0 && s.logit_rows[i] < s.num_tokens, "a logit row is outside the tokens");
+  for (int r = 0; r < s.num_rows; ++r) {
+    const int first = s.row_offsets[r], last = s.row_offsets[r + 1];
+    require(first < last, "a row has no tokens");
+    for (int t = first; t < last; ++t) {
+      require(s.token_ids[t] >= 0 && s.token_ids[t] < vocab_size, "a token id is outside the vocabulary");
+      require(s.positions[t] == s.positions[first] + (t - first), "a row's positions are not consecutive");
+    }
+    require(s.positions[first] >= 0 && s.positions[last - 1] < max_positions, "a position is outside the model");
+    const int blocks = s.positions[last - 1] / KV_BLOCK + 1;
+    require(blocks <= s.table_width, "a position lies behind the block table");
+    for (int b = 0; b < blocks; ++b) {
+      const int32_t block = s.block_tables[int64_t(r) * s.table_width + b];
+      require(block >= 0 && block < p.num_blocks, "a block is outside the KV cache");
+    }
+  }
+  return s;
+}
+
+// A Program with what only the builder needs to know.
+struct PyProgram : Program {
+  int64_t vocab_size = 0, max_positions = int64_t(1) << 31;
+  std::vector<SamplerScratch> sampler_scratch;
+  using Program::Program;
+
+  template <typename T>
+  void add(T op) {
+    ops.push_back(std::make_unique<T>(std::move(op)));
+  }
+  void need_scratch(int64_t floats) {
+    for (std::vector<float>& s : scratch)
+      if (int64_t(s.size()) < floats) s.resize(size_t(floats));
+  }
+};
+
+nb::tuple sample(PyProgram& p, Array<int32_t> rows, Array<float> temperatures, Array<int32_t> top_ks,
+                 Array<float> top_ps, Array<float> min_ps, Array<uint64_t> seeds, Array<int32_t> choices,
+                 Array<int64_t> positions, Array<int32_t> num_logprobs) {
+  const size_t n = rows.shape(0);
+  for (size_t size : {temperatures.shape(0), top_ks.shape(0), top_ps.shape(0), min_ps.shape(0), seeds.shape(0),
+                      choices.shape(0), positions.shape(0), num_logprobs.shape(0)})
+    require(size == n, "the sampling arrays differ in length");
+  for (size_t i = 0; i < n; ++i) require(rows(i) >= 0 && rows(i) < p.step.num_logits, "a sampled row has no logits");
+  p.sampler_scratch.resize(size_t(p.pool->size()));
+  std::vector<Sample> samples(n);
+  {
+    nb::gil_scoped_release release;
+    p.pool->parallel(int64_t(n), [&](int64_t i, int thread) {
+      const SampleParams params{temperatures(i), top_ks(i),  top_ps(i),    min_ps(i),
+                                seeds(i),        choices(i), positions(i), num_logprobs(i)};
+      samples[size_t(i)] = sample_row(*p.kernels, p.floats(p.logits) + rows(i) * p.vocab_size, p.vocab_size, params,
+                                      p.sampler_scratch[size_t(thread)]);
+    });
+  }
+  std::vector<int32_t> ids(n);
+  std::vector<float> logprobs(n);
+  nb::list top_ids, top_logprobs;
+  for (size_t i = 0; i < n; ++i) {
+    ids[i] = samples[i].token_id;
+    logprobs[i] = samples[i].logprob;
+    const size_t count = samples[i].top_ids.size();
+    top_ids.append(numpy(std::move(samples[i].top_ids), {count}));
+    top_logprobs.append(numpy(std::move(samples[i].top_logprobs), {count}));
+  }
+  return nb::make_tuple(numpy(std::move(ids), {n}), numpy(std::move(logprobs), {n}), top_ids, top_logprobs);
+}
+
+nb::dict features() {
+  const CpuFeatures f = cpu_features();
+  nb::dict d;
+  d["avx2"] = f.avx2;
+  d["avx512_vnni"] = f.avx512;
+  d["avx512_bf16"] = f.avx512_bf16;
+  return d;
+}
+
+KvLayer kv_layer(const PyProgram& p, int64_t offset, int num_kv_heads, int head_dim) {
+  require(head_dim > 0 && head_dim <= MAX_HEAD_DIM, "head_dim is larger than the kernels take");
+  const int64_t bytes =
+      int64_t(num_kv_heads) * (head_dim + padded_head_dim(head_dim)) * KV_BLOCK * (p.kv_type == KvType::F32 ? 4 : 2);
+  require(num_kv_heads > 0 && offset >= 0 && offset + bytes <= p.block_bytes, "a layer lies outside its KV block");
+  return {offset, num_kv_heads, head_dim};
+}
+
+std::vector<float> padded_to_tiles(const Array<float>& bias) {
+  std::vector<float> values = floats(bias);
+  values.resize((values.size() + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS);
+  return values;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "roseinfer's CPU kernels";
+  m.attr("KV_BLOCK") = KV_BLOCK;
+  m.attr("MAX_HEAD_DIM") = MAX_HEAD_DIM;
+  m.def("cpu_features", features);
+  m.def("available_isas", available_isas);
+  m.def("isa", [](const std::string& isa) { return std::string(kernels_of(isa)->name); }, nb::arg("isa") = "auto");
+  m.def("has_bf16_dot", [](const std::string& isa) { return kernels_of(isa)->bf16_tile != nullptr; });
+  m.def("q8_row_bytes", q8_row_bytes);
+  m.def("bf16_row_bytes", bf16_row_bytes);
+  m.def("padded_head_dim", padded_head_dim);
+  m.def("tile_bytes", [](const std::string& f, int64_t columns) { return tile_bytes(format_of(f), columns); });
+  m.def("philox", [](Array<uint32_t> counter, Array<uint32_t> key) {
+    require(counter.shape(0) == 4 && key.shape(0) == 2, "philox takes four counter words and two key words");
+    std::vector<uint32_t> out(4);
+    philox(counter.data(), key.data(), out.data());
+    return numpy(std::move(out), {4});
+  });
+  m.def("pack", pack);
+  m.def("linear", linear, nb::arg("isa"), nb::arg("weight"), nb::arg("x"), nb::arg("act"), nb::arg("pool"),
+        nb::arg("repeat") = 1);
+
+  nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>()).def("size", &ThreadPool::size);
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def_ro("rows", &PackedWeight::rows)
+      .def_ro("columns", &PackedWeight::columns)
+      .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.buffer.size(); })
+      .def("unpack", unpack);
+  nb::class_<Buffer>(m, "Buffer")
+      .def(nb::init<int64_t, int64_t>(), nb::arg("offset") = -1, nb::arg("width") = 0)
+      .def_ro("offset", &Buffer::offset)
+      .def_ro("width", &Buffer::width);
+
+  nb::class_<PyProgram>(m, "Program")
+      .def(
+          "__init__",
+          [](PyProgram* self, const std::string& isa, std::shared_ptr<ThreadPool> pool, int max_tokens, int max_logits,
+             int num_blocks, int64_t block_bytes, const std::string& kv_dtype, int64_t arena_bytes, int64_t vocab_size,
+             int64_t max_positions, Buffer logits) {
+            require(max_tokens > 0 && max_logits > 0 && num_blocks > 0 && block_bytes > 0, "bad program sizes");
+            const KvType type = kv_dtype == "float16"    ? KvType::F16
+                                : kv_dtype == "bfloat16" ? KvType::BF16
+                                                         : KvType::F32;
+            new (self) PyProgram(kernels_of(isa), std::move(pool), max_tokens, max_logits, num_blocks, block_bytes,
+                                 type, arena_bytes);
+            self->vocab_size = vocab_size;
+            self->max_positions = max_positions;
+            self->logits = logits;
+          },
+          nb::arg("isa"), nb::arg("pool"), nb::arg("max_tokens"), nb::arg("max_logits"), nb::arg("num_blocks"),
+          nb::arg("block_bytes"), nb::arg("kv_dtype"), nb::arg("arena_bytes"), nb::arg("vocab_size"),
+          nb::arg("max_positions"), nb::arg("logits"))
+      .def("add_rope", &Program::add_rope)
+      .def("add_embedding",
+           [](PyProgram& p, Weight weight, Buffer out, float scale, bool by_position) {
+             require(weight->columns == out.width, "an embedding has another width than its output");
+             EmbeddingOp op;
+             op.weight = std::move(weight), op.out = out, op.scale = scale, op.by_position = by_position;
+             p.add(std::move(op));
+           })
+      .def(
+          "add_norm",
+          [](PyProgram& p, Buffer x, Buffer out, Buffer q8, Buffer bf16, Array<float> weight,
+             std::optional<Array<float>> bias, float eps, int num_heads, int rows) {
+            require(int64_t(weight.shape(0)) * num_heads == x.width, "a norm's weight does not fit its input");
+            p.need_scratch(x.width);
+            NormOp op;
+            op.x = x, op.out = out, op.q8 = q8, op.bf16 = bf16, op.weight = floats(weight);
+            if (bias) op.bias = floats(*bias);
+            op.eps = eps, op.num_heads = num_heads, op.rows = Rows(rows);
+            p.add(std::move(op));
+          },
+          nb::arg("x"), nb::arg("out"), nb::arg("q8"), nb::arg("bf16"), nb::arg("weight"), nb::arg("bias").none(),
+          nb::arg("eps"), nb::arg("num_heads"), nb::arg("rows"))
+      .def("add_prepare",
+           [](PyProgram& p, Buffer x, Buffer q8, Buffer bf16, int rows) {
+             PrepareOp op;
+             op.x = x, op.q8 = q8, op.bf16 = bf16, op.rows = Rows(rows);
+             p.add(std::move(op));
+           })
+      .def("add_linear",
+           [](PyProgram& p, Buffer x, const std::string& type, int rows, nb::list weights, nb::list biases,
+              std::vector<Buffer> outs, const std::string& epilogue, const std::string& act, Buffer residual) {
+             LinearOp op;
+             op.x = x, op.type = act_type(type), op.rows = Rows(rows), op.residual = residual;
+             for (size_t i = 0; i < outs.size(); ++i) {
+               Weight w = nb::cast<Weight>(weights[i]);
+               require(w->columns == x.width, "a linear's input has another width than its weight");
+               require(op.type != ActType::Q8 || !is_float(w->format), "float weights have no int8 kernel");
+               require(op.type != ActType::BF16 || (w->format == Format::BF16 && p.kernels->bf16_tile),
+                       "no bf16 kernel for this weight");
+               std::vector<float> bias;
+               if (!biases[i].is_none()) bias = padded_to_tiles(nb::cast<Array<float>>(biases[i]));
+               require(bias.empty() || int64_t(bias.size()) >= w->rows, "a bias is shorter than its weight");
+               op.segments.push_back({std::move(w), std::move(bias), outs[i]});
+             }
+             op.epilogue = epilogue == "gated" ? Epilogue::GATED
+                           : epilogue.empty()  ? Epilogue::NONE
+                                               : Epilogue::ACTIVATE;
+             op.act = epilogue.empty() ? ActKind::SILU : act_kind(act);
+             require(op.epilogue != Epilogue::GATED || op.segments.size() == 2, "a gate wants two weights");
+             p.add(std::move(op));
+           })
+      .def(
+          "add_store_kv",
+          [](PyProgram& p, Buffer q, Buffer k, Buffer v, int num_heads, int64_t kv_offset, int num_kv_heads,
+             int head_dim, std::optional<Array<float>> q_norm, std::optional<Array<float>> k_norm, float eps,
+             int rope) {
+            StoreKvOp op;
+            op.q = q, op.k = k, op.v = v, op.num_heads = num_heads;
+            op.layer = kv_layer(p, kv_offset, num_kv_heads, head_dim);
+            if (q_norm) op.q_norm = floats(*q_norm);
+            if (k_norm) op.k_norm = floats(*k_norm);
+            op.eps = eps, op.rope = rope;
+            p.add(std::move(op));
+          },
+          nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("num_heads"), nb::arg("kv_offset"), nb::arg("num_kv_heads"),
+          nb::arg("head_dim"), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("eps"), nb::arg("rope"))
+      .def("add_attention",
+           [](PyProgram& p, Buffer q, Buffer out, int num_heads, int64_t kv_offset, int num_kv_heads, int head_dim,
+              float scale, int window) {
+             AttentionOp op;
+             op.q = q, op.out = out, op.num_heads = num_heads;
+             op.layer = kv_layer(p, kv_offset, num_kv_heads, head_dim);
+             op.scale = scale, op.window = window;
+             p.add(std::move(op));
+           })
+      .def("add_add",
+           [](PyProgram& p, Buffer a, Buffer b, Buffer out, int rows) {
+             AddOp op;
+             op.a = a, op.b = b, op.out = out, op.rows = Rows(rows);
+             p.add(std::move(op));
+           })
+      .def("add_activate",
+           [](PyProgram& p, Buffer x, Buffer out, const std::string& act, int rows) {
+             ActivateOp op;
+             op.x = x, op.out = out, op.act = act_kind(act), op.rows = Rows(rows);
+             p.add(std::move(op));
+           })
+      .def("add_gated",
+           [](PyProgram& p, Buffer gate, Buffer up, Buffer out, const std::string& act, int rows) {
+             GatedOp op;
+             op.gate = gate, op.up = up, op.out = out, op.act = act_kind(act), op.rows = Rows(rows);
+             p.add(std::move(op));
+           })
+      .def("add_rope_op",
+           [](PyProgram& p, Buffer x, Buffer out, int rope, int num_heads) {
+             RopeOp op;
+             op.x = x, op.out = out, op.rope = rope, op.num_heads = num_heads;
+             p.add(std::move(op));
+           })
+      .def("add_take_rows",
+           [](PyProgram& p, Buffer x, Buffer out) {
+             TakeRowsOp op;
+             op.x = x, op.out = out;
+             p.add(std::move(op));
+           })
+      .def("forward",
+           [](PyProgram& p, Array<int32_t> token_ids, Array<int32_t> positions, Array<int32_t> row_offsets,
+              Matrix<int32_t> block_tables, Array<int32_t> logit_rows) {
+             const Step step = checked_step(p, p.vocab_size, p.max_positions, token_ids, positions, row_offsets,
+                                            block_tables, logit_rows);
+             nb::gil_scoped_release release;
+             p.forward(step);
+           })
+      .def("sample", sample)
+      .def("logits",
+           [](const PyProgram& p) {
+             const size_t rows = size_t(p.step.num_logits), columns = size_t(p.vocab_size);
+             const float* values = p.floats(p.logits);
+             return numpy(std::vector<float>(values, values + rows * columns), {rows, columns});
+           })
+      .def_prop_ro("kv_bytes", [](const PyProgram& p) { return p.kv.size(); })
+      .def_prop_ro("arena_bytes", [](const PyProgram& p) { return p.arena.size(); });
+}
+
+}  // namespace roseinfer

@@ -1,0 +1,159 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+namespace roseinfer {
+
+void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+  uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3], k0 = key[0], k1 = key[1];
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+namespace {
+
+constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
+
+// Highest first, the lower id on a tie.
+struct Better {
+  const float* x;
+  bool operator()(int32_t a, int32_t b) const { return x[a] != x[b] ? x[a] > x[b] : a < b; }
+};
+
+// The random word of every token at one (seed, choice, position).
+class Noise {
+ public:
+  explicit Noise(const SampleParams& p)
+      : key_{uint32_t(p.seed), uint32_t(p.seed >> 32)},
+        counter_{0, uint32_t(p.choice), uint32_t(p.position), uint32_t(uint64_t(p.position) >> 32)} {}
+
+  uint32_t word(int32_t token) {
+    const uint32_t index = uint32_t(token) >> 2;
+    if (!filled_ || counter_[0] != index) {
+      counter_[0] = index;
+      philox(counter_, key_, words_);
+      filled_ = true;
+    }
+    return words_[token & 3];
+  }
+
+ private:
+  uint32_t key_[2], counter_[4], words_[4];
+  bool filled_ = false;
+};
+
+double gumbel(uint32_t word) { return -std::log(-std::log1p(-(double(word) + 0.5) * 0x1p-32)); }
+
+// Gumbel noise of `word` is below this: its logarithm is bounded by the leading zeros.
+double gumbel_bound(uint32_t word) { return (std::countl_zero(word) + 1) * 0.6931471805599454; }
+
+struct Best {
+  double score = -std::numeric_limits<double>::infinity();
+  int32_t id = -1;
+
+  void offer(float x, int32_t token, Noise& noise) {
+    const uint32_t word = noise.word(token);
+    if (double(x) + gumbel_bound(word) < score) return;
+    const double s = double(x) + gumbel(word);
+    if (s > score || (s == score && token < id)) *this = {s, token};
+  }
+};
+
+// What the filters leave, best first where they had to sort.
+void filter(const Kernels& kernels, const float* x, int64_t n, float highest, const SampleParams& p,
+            std::vector<int32_t>& kept) {
+  kept.resize(size_t(n));
+  for (int64_t i = 0; i < n; ++i) kept[size_t(i)] = int32_t(i);
+  const Better better{x};
+  const bool by_k = p.top_k > 0 && p.top_k < n;
+  if (by_k) {
+    std::nth_element(kept.begin(), kept.begin() + p.top_k - 1, kept.end(), better);
+    kept.resize(size_t(p.top_k));
+    std::sort(kept.begin(), kept.end(), better);
+  }
+  if (p.top_p < 1.0f) {
+    double total = 0.0;
+    if (by_k)
+      for (int32_t id : kept) total += std::exp(double(x[id]) - highest);
+    else total = kernels.sum_exp(x, n, highest, 1.0f);
+    const double wanted = double(p.top_p) * total;
+    // A heap gives the few that matter in order without sorting the vocabulary.
+    const auto worse = [&](int32_t a, int32_t b) { return better(b, a); };
+    if (!by_k) std::make_heap(kept.begin(), kept.end(), worse);
+    double before = 0.0;
+    size_t count = 0;
+    while (count < kept.size() && before < wanted) {
+      if (!by_k) std::pop_heap(kept.begin(), kept.end() - int64_t(count), worse);
+      const int32_t id = by_k ? kept[count] : kept[kept.size() - 1 - count];
+      before += std::exp(double(x[id]) - highest);
+      ++count;
+    }
+    if (!by_k) std::reverse(kept.begin(), kept.end());
+    kept.resize(std::max<size_t>(count, 1));
+  }
+  if (p.min_p > 0.0f)
+    std::erase_if(kept, [&](int32_t id) { return std::exp(double(x[id]) - highest) < double(p.min_p); });
+}
+
+int32_t choose(const Kernels& kernels, const float* logits, int64_t n, float highest, const SampleParams& p,
+               SamplerScratch& scratch) {
+  if (p.temperature == 0.0f) return int32_t(std::find(logits, logits + n, highest) - logits);
+  scratch.scaled.resize(size_t(n));
+  float* x = scratch.scaled.data();
+  for (int64_t i = 0; i < n; ++i) x[i] = logits[i] / p.temperature;
+  Noise noise(p);
+  Best best;
+  if (p.top_k <= 0 && p.top_p >= 1.0f && p.min_p <= 0.0f) {
+    for (int64_t i = 0; i < n; ++i)
+      if (x[i] > NEG_INF) best.offer(x[i], int32_t(i), noise);
+    return best.id;
+  }
+  filter(kernels, x, n, highest / p.temperature, p, scratch.candidates);
+  for (int32_t id : scratch.candidates)
+    if (x[id] > NEG_INF) best.offer(x[id], id, noise);
+  return best.id;
+}
+
+void add_logprobs(const Kernels& kernels, const float* logits, int64_t n, float highest, int count,
+                  SamplerScratch& scratch, Sample& sample) {
+  const double normaliser = double(highest) + std::log(double(kernels.sum_exp(logits, n, highest, 1.0f)));
+  sample.logprob = float(double(logits[sample.token_id]) - normaliser);
+  if (count == 0) return;
+  std::vector<int32_t>& ids = scratch.candidates;
+  ids.resize(size_t(n));
+  for (int64_t i = 0; i < n; ++i) ids[size_t(i)] = int32_t(i);
+  const int64_t top = std::min<int64_t>(count, n);
+  std::partial_sort(ids.begin(), ids.begin() + top, ids.end(), Better{logits});
+  for (int64_t i = 0; i < top; ++i) {
+    sample.top_ids.push_back(ids[size_t(i)]);
+    sample.top_logprobs.push_back(float(double(logits[ids[size_t(i)]]) - normaliser));
+  }
+}
+
+}  // namespace
+
+Sample sample_row(const Kernels& kernels, const float* logits, int64_t vocab_size, const SampleParams& params,
+                  SamplerScratch& scratch) {
+  Sample sample;
+  bool is_sound;
+  const float highest = kernels.row_max(logits, vocab_size, &is_sound);
+  if (!is_sound || highest == NEG_INF) return sample;
+  sample.token_id = choose(kernels, logits, vocab_size, highest, params, scratch);
+  sample.logprob = std::numeric_limits<float>::quiet_NaN();
+  if (params.num_logprobs >= 0)
+    add_logprobs(kernels, logits, vocab_size, highest, params.num_logprobs, scratch, sample);
+  return sample;
+}
+
+}  // namespace roseinfer

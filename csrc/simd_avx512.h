@@ -1,0 +1,102 @@
+// AVX-512 F/BW/DQ/VL/VNNI: one register per vector.
+#pragma once
+
+#include <immintrin.h>
+
+#include "simd.h"
+
+namespace roseinfer {
+namespace {
+
+constexpr int REGISTER_ROWS = 16;  // rows whose accumulators stay in registers: thirty-two registers
+
+struct F {
+  __m512 v;
+};
+struct I {
+  __m512i v;
+};
+struct Q {
+  __m512i v;
+};
+
+inline F zero_f() { return {_mm512_setzero_ps()}; }
+inline F set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+inline F load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline void store_half(uint16_t* p, F a) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline F load_bfloat(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+inline F load_u8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+inline F load_i8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// Lanes first <= i < last keep their value, the others become `other`.
+inline F keep_lanes(F a, int first, int last, float other) {
+  const __mmask16 mask = __mmask16(((1u << last) - 1) & ~((1u << first) - 1));
+  return {_mm512_mask_blend_ps(mask, _mm512_set1_ps(other), a.v)};
+}
+// a × 2^n for whole n within the float exponent's range.
+inline F scale_by_power(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline float sum(F a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+inline float max_lane(F a) { return _mm512_reduce_max_ps(a.v); }
+
+inline I set1_i(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I add_i(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// Sixteen lanes rounded to nearest even and stored as int8; the caller keeps them within ±127. Returns their sum.
+inline int32_t store_i8(int8_t* p, F a) {
+  const __m512i i = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(i));
+  return _mm512_reduce_add_epi32(i);
+}
+
+inline Q load_q(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Q low_nibbles(Q a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+inline Q high_nibbles(Q a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+template <int SHIFT>
+inline Q two_bits(Q a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, SHIFT), _mm512_set1_epi8(3))};
+}
+template <int SHIFT>
+inline Q or_shifted(Q a, Q b) {
+  return {_mm512_or_si512(a.v, _mm512_slli_epi16(b.v, SHIFT))};
+}
+// Bit i of the 64 at `bits` adds VALUE to byte i, whose bit of that weight is clear.
+template <int VALUE>
+inline Q or_bits(Q a, const uint8_t* bits) {
+  uint64_t mask;
+  std::memcpy(&mask, bits, 8);
+  return {_mm512_mask_add_epi8(a.v, mask, a.v, _mm512_set1_epi8(VALUE))};
+}
+// acc[row] += Σ over 4 weights × the 4 int8 activations at `x`. SIGNED: the bytes hold weight + 128, and the
+// caller takes 128 × Σ activations off again.
+template <bool SIGNED>
+inline I dot4(I acc, Q weights, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return {_mm512_dpbusd_epi32(acc.v, weights.v, _mm512_set1_epi32(four))};
+}
+
+}  // namespace
+}  // namespace roseinfer

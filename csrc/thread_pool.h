@@ -1,0 +1,48 @@
+// Threads that spin briefly between the operations of a step and sleep between steps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace roseinfer {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return int(workers_.size()) + 1; }
+
+  // Calls body(item, thread) for every item < count, in any order on any thread; returns when all are done.
+  // One item, or one thread, runs on the caller without a barrier.
+  template <typename Body>
+  void parallel(int64_t count, const Body& body) {
+    if (count <= 1 || workers_.empty()) {
+      for (int64_t i = 0; i < count; ++i) body(i, 0);
+      return;
+    }
+    run(count, [](const void* context, int64_t item, int thread) { (*(const Body*)context)(item, thread); }, &body);
+  }
+
+ private:
+  using Call = void (*)(const void* context, int64_t item, int thread);
+
+  void run(int64_t count, Call call, const void* context);
+  void work(int thread);
+  void take_items(int thread);
+
+  std::vector<std::thread> workers_;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  int64_t count_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<uint32_t> busy_{0};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace roseinfer

@@ -1,0 +1,293 @@
+"""Graph + weights → native program: fuses, chooses what each linear reads, plans memory, emits kernel calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from roseinfer.backends import ProgramOptions
+from roseinfer.backends.native import _native
+from roseinfer.backends.native.program import NativeProgram
+from roseinfer.checkpoints.tensor import Tensor
+from roseinfer.core.batch import Float32Array
+from roseinfer.core.errors import ConfigError, DeviceError, UnsupportedModelError
+from roseinfer.core.machine import usable_cores
+from roseinfer.graph import Graph, Op, RopeSpec, Value
+from roseinfer.graph.fusion import Fused, FusedAttention, FusedLinear, fuse, inputs_of, outputs_of
+from roseinfer.graph.graph import (
+    Activation,
+    Add,
+    AttentionSpec,
+    Embedding,
+    Gated,
+    LayerNorm,
+    PositionEmbedding,
+    RMSNorm,
+    Rope,
+    TakeLogitRows,
+)
+from roseinfer.graph.memory import Span, plan_memory
+from roseinfer.quant import get_format
+
+FLOAT_FORMATS = ("f32", "f16", "bf16")
+REQUESTED_FORMATS = {"bfloat16": "bf16", "float16": "f16"}
+KV_ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+MAX_POSITIONS = 2**31 - 1
+
+# A value in one of the forms that operations read: "f32", or prepared for linears as "q8" or "bf16".
+Form = tuple[int, str]
+
+
+def compile(graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions) -> NativeProgram:
+    """Packs the weights and builds the program. `weights` are the graph's, by name; they are copied."""
+    if options.isa not in ("auto", *_native.available_isas()):
+        raise DeviceError(f"isa {options.isa!r} does not run here (here: {', '.join(_native.available_isas())})")
+    if options.block_size != _native.KV_BLOCK:
+        raise ConfigError(f"block_size must be {_native.KV_BLOCK} on the native backend, got {options.block_size}")
+    for spec in graph.attention_specs:
+        if spec.head_dim > _native.MAX_HEAD_DIM:
+            raise UnsupportedModelError(f"head_dim {spec.head_dim} is above {_native.MAX_HEAD_DIM}")
+    return _Compiler(graph, weights, options).compile()
+
+
+def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str, block_size: int = 16) -> int:
+    """Bytes of one block of `block_size` tokens over all layers; values are padded to whole registers."""
+    widths = (s.num_kv_heads * (s.head_dim + int(_native.padded_head_dim(s.head_dim))) for s in specs)
+    return sum(widths) * block_size * KV_ITEM_SIZE[kv_dtype]
+
+
+class _Compiler:
+    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.options = options
+        self.isa: str = _native.isa(options.isa)
+        self.pool = _native.ThreadPool(options.num_threads or usable_cores())
+        self.packed: dict[str, Any] = {}
+        self.rope_tables: dict[RopeSpec, int] = {}
+
+    def compile(self) -> NativeProgram:
+        self.fused = fuse(self.graph, self.input_kind)
+        self.forms = self.needed_forms()
+        self.buffers, arena_bytes = self.plan_buffers()
+        specs = self.graph.attention_specs
+        self.kv_offsets = {s.layer: kv_block_bytes(specs[:i], self.options.kv_dtype) for i, s in enumerate(specs)}
+        assert self.graph.logits_value is not None
+        self.program = _native.Program(
+            isa=self.isa,
+            pool=self.pool,
+            max_tokens=self.options.max_batch_tokens,
+            max_logits=self.options.max_logit_rows,
+            num_blocks=self.options.num_blocks,
+            block_bytes=kv_block_bytes(specs, self.options.kv_dtype),
+            kv_dtype=self.options.kv_dtype,
+            arena_bytes=arena_bytes,
+            vocab_size=self.graph.vocab_size,
+            max_positions=self.graph.max_positions or MAX_POSITIONS,
+            logits=self.floats(self.graph.logits_value),
+        )
+        for op in self.fused:
+            self.emit(op)
+            self.emit_prepare(op)
+        weight_bytes = sum(packed.nbytes for packed in self.packed.values())
+        return NativeProgram(self.program, self.graph.vocab_size, weight_bytes, self.isa)
+
+    # -- what linears read ----------------------------------------------------------------------------------
+
+    def input_kind(self, weight: str) -> str:
+        """int8 for quantised weights, bf16 for bf16 ones where the CPU multiplies them, float32 for the rest."""
+        weight_format = self.stored_format(self.weights[weight])
+        if self.options.dtype == "float32" or weight_format in ("f32", "f16"):
+            return "f32"
+        if weight_format == "bf16":
+            return "bf16" if _native.has_bf16_dot(self.isa) else "f32"
+        return "q8"
+
+    def needed_forms(self) -> set[Form]:
+        forms: set[Form] = set()
+        for op in self.fused:
+            for value in inputs_of(op):
+                forms.add((value.index, "f32"))
+            if isinstance(op, FusedLinear):
+                kind = self.input_kind(op.weights[0])
+                forms.add((op.x.index, kind))
+        prepared_only = self._norm_outputs_read_by_linears_only()
+        forms -= {(index, "f32") for index in prepared_only}
+        assert self.graph.logits_value is not None
+        return forms | {(self.graph.logits_value.index, "f32")}
+
+    def _norm_outputs_read_by_linears_only(self) -> set[int]:
+        """A norm writes the prepared form itself; nobody reads its floats then."""
+        norms = {op.output.index for op in self.fused if isinstance(op, Op) and isinstance(op.kind, RMSNorm | LayerNorm)}
+        for op in self.fused:
+            reads = set(inputs_of(op)) - ({op.x} if self._reads_prepared(op) else set())  # type: ignore[union-attr]
+            if isinstance(op, FusedLinear) and op.residual == op.x:
+                reads.add(op.x)
+            norms -= {value.index for value in reads}
+        return norms
+
+    def _reads_prepared(self, op: Fused) -> bool:
+        return isinstance(op, FusedLinear) and self.input_kind(op.weights[0]) != "f32"
+
+    # -- memory ---------------------------------------------------------------------------------------------
+
+    def plan_buffers(self) -> tuple[dict[Form, Any], int]:
+        values = {v.index: v for op in self.fused for v in outputs_of(op)}
+        born = {v.index: i for i, op in enumerate(self.fused) for v in outputs_of(op)}
+        last = dict(born)
+        for i, op in enumerate(self.fused):
+            for value in inputs_of(op):
+                last[value.index] = i
+        assert self.graph.logits_value is not None
+        last[self.graph.logits_value.index] = len(self.fused)
+        forms = sorted(form for form in self.forms if form[0] in values)
+        spans = [Span(self._form_bytes(values[v], form), born[v], last[v]) for v, form in forms]
+        offsets, total = plan_memory(spans)
+        buffers = {
+            form: _native.Buffer(offset, values[form[0]].width) for form, offset in zip(forms, offsets, strict=True)
+        }
+        return buffers, max(total, 1)
+
+    def _form_bytes(self, value: Value, form: str) -> int:
+        rows = self.options.max_batch_tokens if value.rows == "tokens" else self.options.max_logit_rows
+        if form == "q8":
+            return rows * int(_native.q8_row_bytes(value.width))
+        return rows * (int(_native.bf16_row_bytes(value.width)) if form == "bf16" else value.width * 4)
+
+    def floats(self, value: Value) -> Any:
+        return self.buffer(value, "f32")
+
+    def buffer(self, value: Value, form: str) -> Any:
+        """The value's buffer in that form, or one that says "absent"."""
+        return self.buffers.get((value.index, form)) or _native.Buffer()
+
+    # -- weights --------------------------------------------------------------------------------------------
+
+    def matrix(self, name: str) -> Any:
+        if name not in self.packed:
+            tensor = self.weights[name]
+            rows, columns = tensor.shape
+            tensor = self.in_requested_precision(tensor)
+            self.packed[name] = _native.pack(tensor.format, rows, columns, tensor.data, self.pool)
+        return self.packed[name]
+
+    def stored_format(self, tensor: Tensor) -> str:
+        """Unquantised matrices are held in the dtype asked for; quantised ones stay as they are."""
+        return REQUESTED_FORMATS.get(self.options.dtype, tensor.format) if tensor.format in FLOAT_FORMATS else tensor.format
+
+    def in_requested_precision(self, tensor: Tensor) -> Tensor:
+        wanted = self.stored_format(tensor)
+        if wanted == tensor.format:
+            return tensor
+        data = get_format(wanted).quantize(tensor.numpy().reshape(-1))
+        converted = replace(tensor, format=wanted, data=data)
+        if not np.isfinite(converted.numpy()).all():
+            raise ConfigError(f"tensor {tensor.name} has values that dtype {self.options.dtype} cannot hold")
+        return converted
+
+    def vector(self, name: str | None) -> Float32Array | None:
+        return None if name is None else np.ascontiguousarray(self.weights[name].numpy(), dtype=np.float32)
+
+    # -- emitting -------------------------------------------------------------------------------------------
+
+    def emit(self, op: Fused) -> None:
+        if isinstance(op, FusedLinear):
+            self.emit_linear(op)
+        elif isinstance(op, FusedAttention):
+            self.emit_attention(op)
+        else:
+            self.emit_single(op)
+
+    def emit_prepare(self, op: Fused) -> None:
+        """Norms prepare what they write; other producers need an op behind them."""
+        if isinstance(op, Op) and isinstance(op.kind, RMSNorm | LayerNorm):
+            return
+        for value in outputs_of(op):
+            if (value.index, "q8") in self.forms or (value.index, "bf16") in self.forms:
+                q8, bf16 = self.buffer(value, "q8"), self.buffer(value, "bf16")
+                self.program.add_prepare(self.floats(value), q8, bf16, _rows(value))
+
+    def emit_linear(self, op: FusedLinear) -> None:
+        kind = self.input_kind(op.weights[0])
+        outputs = [self.floats(value) for value in op.outputs]
+        if isinstance(op.epilogue, Gated):
+            outputs *= 2  # the second is never written: gate and up share the first
+        epilogue = "" if op.epilogue is None else "gated" if isinstance(op.epilogue, Gated) else "activate"
+        self.program.add_linear(
+            self.buffer(op.x, kind),
+            kind,
+            _rows(op.x),
+            [self.matrix(name) for name in op.weights],
+            [self.vector(name) for name in op.biases],
+            outputs,
+            epilogue,
+            _activation_name(op.epilogue),
+            self.floats(op.residual) if op.residual else _native.Buffer(),
+        )
+
+    def emit_attention(self, op: FusedAttention) -> None:
+        spec = op.spec
+        geometry = (spec.num_heads, self.kv_offsets[spec.layer], spec.num_kv_heads, spec.head_dim)
+        q, k, v = self.floats(op.q), self.floats(op.k), self.floats(op.v)
+        q_norm, k_norm = (self.vector(norm.weight if norm else None) for norm in (op.q_norm, op.k_norm))
+        eps = op.q_norm.eps if op.q_norm else 0.0
+        self.program.add_store_kv(q, k, v, *geometry, q_norm, k_norm, eps, self.rope_table(op.rope))
+        self.program.add_attention(q, self.floats(op.output), *geometry, spec.scale, spec.window or 0)
+
+    def rope_table(self, spec: RopeSpec | None) -> int:
+        if spec is None:
+            return -1
+        if spec not in self.rope_tables:
+            self.rope_tables[spec] = self.program.add_rope(list(spec.inv_freq), spec.scale)
+        return self.rope_tables[spec]
+
+    def emit_single(self, op: Op) -> None:
+        program, out, rows = self.program, self.floats(op.output), _rows(op.output)
+        inputs = [self.floats(value) for value in op.inputs]
+        match op.kind:
+            case Embedding(weight, scale):
+                program.add_embedding(self.matrix(weight), out, scale, False)
+            case PositionEmbedding(weight):
+                program.add_embedding(self.matrix(weight), out, 1.0, True)
+            case RMSNorm(weight, eps, num_heads):
+                self._emit_norm(op, inputs[0], weight, None, eps, num_heads)
+            case LayerNorm(weight, bias, eps):
+                self._emit_norm(op, inputs[0], weight, bias, eps, 1)
+            case Rope(spec, num_heads):
+                program.add_rope_op(inputs[0], out, self.rope_table(spec), num_heads)
+            case Add():
+                program.add_add(*inputs, out, rows)
+            case Activation(kind):
+                program.add_activate(inputs[0], out, kind, rows)
+            case Gated(activation):
+                program.add_gated(*inputs, out, activation, rows)
+            case TakeLogitRows():
+                program.add_take_rows(inputs[0], out)
+            case _:
+                raise AssertionError(f"no native kernel for {op.kind}")
+
+    def _emit_norm(self, op: Op, x: Any, weight: str, bias: str | None, eps: float, num_heads: int) -> None:
+        self.program.add_norm(
+            x,
+            self.floats(op.output),
+            self.buffer(op.output, "q8"),
+            self.buffer(op.output, "bf16"),
+            self.vector(weight),
+            self.vector(bias),
+            eps,
+            num_heads,
+            _rows(op.output),
+        )
+
+
+def _rows(value: Value) -> int:
+    return 0 if value.rows == "tokens" else 1
+
+
+def _activation_name(epilogue: Activation | Gated | None) -> str:
+    if isinstance(epilogue, Gated):
+        return epilogue.activation
+    return epilogue.kind if epilogue else ""

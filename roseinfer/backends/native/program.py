@@ -1,0 +1,49 @@
+"""The running program: one call per step, without the GIL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+
+
+class NativeProgram:
+    """`roseinfer.backends.Program` over the compiled C++ object."""
+
+    def __init__(self, native: Any, vocab_size: int, weight_bytes: int, isa: str) -> None:
+        self.vocab_size = vocab_size
+        self.isa = isa
+        self._native = native
+        self._weight_bytes = weight_bytes
+
+    def forward(self, inputs: ForwardInputs) -> None:
+        self._native.forward(
+            inputs.token_ids, inputs.positions, inputs.row_offsets, inputs.block_tables, inputs.logit_rows
+        )
+
+    def sample(self, inputs: SamplingInputs) -> SampleOutput:
+        return SampleOutput(
+            *self._native.sample(
+                inputs.rows,
+                inputs.temperatures,
+                inputs.top_ks,
+                inputs.top_ps,
+                inputs.min_ps,
+                inputs.seeds,
+                inputs.choices,
+                inputs.positions,
+                inputs.num_logprobs,
+            )
+        )
+
+    def logits(self) -> Float32Array:
+        logits: Float32Array = self._native.logits()
+        return logits
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: the weights as packed; the most that the KV cache and the activations can come to."""
+        native = self._native
+        return {"weights": self._weight_bytes, "kv_cache": native.kv_bytes, "activations": native.arena_bytes}
+
+    def close(self) -> None:
+        self._native = None

@@ -1,0 +1,134 @@
+"""Who holds which KV block. Bookkeeping only: the memory itself belongs to the backend's program.
+
+Every block is in exactly one of three places:
+
+    free      no content                     allocate ─► in use      release ─► free, or cached if published
+    in use    held by ref_count ≥ 1 requests
+    cached    held by nobody, published      retain ─► in use        allocate ─► evicted, least recently used first
+
+A published block is full, never written again, and found by the digest of its content.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+
+from roseinfer.core.errors import EngineError
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` token positions each."""
+
+    def __init__(self, num_blocks: int, block_size: int = 16) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"a pool of {num_blocks} blocks of {block_size} tokens cannot hold anything")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._ref_counts = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block used last is the warmest
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._digest_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+
+    # -- counts ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can give."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that the whole pool holds."""
+        return self.num_blocks * self.block_size
+
+    def ref_count(self, block: int) -> int:
+        return self._ref_counts[block]
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    # -- holding --------------------------------------------------------------------------------------------
+
+    def allocate(self, count: int) -> list[int]:
+        """`count` blocks of undefined content, each held once; all or none."""
+        if count > self.num_available:
+            raise EngineError(f"{count} KV blocks asked for, {self.num_available} of {self.num_blocks} available")
+        blocks = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        for block in blocks:
+            self._ref_counts[block] = 1
+        return blocks
+
+    def retain(self, block: int) -> None:
+        """One more holder of a block that is in use or cached."""
+        if self._ref_counts[block] == 0:
+            del self._cached[block]
+        self._ref_counts[block] += 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """One holder less of each, in the order given."""
+        for block in blocks:
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                self._put_back(block)
+
+    # -- publishing -----------------------------------------------------------------------------------------
+
+    def publish(self, block: int, digest: bytes) -> int:
+        """Makes a full block findable. Returns the block that stands for this content: an older one, if there is."""
+        published = self._block_of.setdefault(digest, block)
+        if published == block:
+            self._digest_of[block] = digest
+        return published
+
+    def find(self, digest: bytes) -> int | None:
+        """The published block of this content."""
+        return self._block_of.get(digest)
+
+    def is_published(self, block: int) -> bool:
+        return block in self._digest_of
+
+    def unpublish(self, block: int) -> None:
+        """Makes a block unfindable; its holders keep it."""
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._block_of[digest]
+        if block in self._cached:
+            del self._cached[block]
+            self._free.append(block)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _put_back(self, block: int) -> None:
+        if block in self._digest_of:
+            self._cached[block] = None
+        else:
+            self._free.append(block)
+
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._digest_of.pop(block)]
+        return block
+
+    # -- checking -------------------------------------------------------------------------------------------
+
+    def check(self, block_tables: Iterable[Iterable[int]]) -> None:
+        """Raises AssertionError unless the books agree with `block_tables`, the tables of all holders."""
+        holders = Counter(block for table in block_tables for block in table)
+        counted = {block: count for block, count in enumerate(self._ref_counts) if count}
+        assert dict(holders) == counted, f"held {dict(holders)}, counted {counted}"
+        places = Counter([*self._free, *self._cached, *counted])
+        sizes = f"{self.num_free} free + {self.num_cached} cached + {len(counted)} in use"
+        assert places == Counter(range(self.num_blocks)), f"{sizes} are not the {self.num_blocks} blocks"
+        assert {d: b for b, d in self._digest_of.items()} == self._block_of, "digests and blocks disagree"
+        assert self._digest_of.keys() >= self._cached.keys(), "a cached block is not published"
+        assert self._digest_of.keys().isdisjoint(self._free), "a free block is published"

@@ -1,0 +1,1 @@
+"""The nouns every other floor uses: plain data, no I/O beyond `config`."""

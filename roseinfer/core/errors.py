@@ -1,0 +1,68 @@
+"""Every error that roseinfer raises on purpose.
+
+    RoseinferError
+    ├── InvalidRequestError        a field of one request is wrong; HTTP 400
+    │   └── ContextLengthError     the prompt (plus max_tokens) does not fit; names both counts
+    ├── OverloadedError            the queue is full or the server is draining; HTTP 503
+    ├── EngineError                a request died of a fault of ours; HTTP 500
+    ├── ConfigError                a flag, variable or TOML key is wrong
+    │   └── DeviceError            the device asked for is not there
+    └── CheckpointError            a model file is damaged, hostile or not what it says
+        ├── UnsupportedModelError  sound, but an architecture or format we do not run
+        └── TokenizerError         the vocabulary or the merges are unusable
+"""
+
+from __future__ import annotations
+
+
+class RoseinferError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InvalidRequestError(RoseinferError):
+    """One request's field is wrong. `param` names the field, `code` is OpenAI's error code or None."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(InvalidRequestError):
+    """The request needs more positions than the model or the KV cache has."""
+
+    def __init__(self, message: str, param: str = "prompt") -> None:
+        super().__init__(message, param, "context_length_exceeded")
+
+
+class OverloadedError(RoseinferError):
+    """The request was refused before any work was done; the caller may come back after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineError(RoseinferError):
+    """A request ended because of a fault in the engine."""
+
+
+class ConfigError(RoseinferError):
+    """A setting is wrong; the message names it."""
+
+
+class DeviceError(ConfigError):
+    """The device or instruction set asked for is not available."""
+
+
+class CheckpointError(RoseinferError):
+    """A model file cannot be used; the message names the file and what is wrong in it."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """The file is sound, but holds an architecture or a weight format that roseinfer does not run."""
+
+
+class TokenizerError(CheckpointError):
+    """The tokenizer's vocabulary, merges or settings cannot be used."""

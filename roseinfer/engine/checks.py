@@ -1,0 +1,63 @@
+"""What a request must satisfy, checked by the client and again at the engine's door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from roseinfer.core.errors import ContextLengthError, InvalidRequestError
+from roseinfer.core.messages import AddRequest
+from roseinfer.core.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+
+MAX_CHOICE = 2**16 - 1
+
+
+def check_request(request: AddRequest, vocab_size: int, max_model_len: int) -> None:
+    """Raises `InvalidRequestError` unless the engine can run the request as it is."""
+    check_token_ids("prompt", request.prompt_ids, vocab_size)
+    check_token_ids("output_ids", request.output_ids, vocab_size)
+    check_token_ids("stop_token_ids", request.stop_token_ids, vocab_size)
+    check_length(len(request.prompt_ids), max_model_len)
+    check_length(len(request.prompt_ids) + len(request.output_ids), max_model_len + 1)
+    _check_range("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
+    _check_range("choice", request.choice, 0, MAX_CHOICE)
+    _check_range("num_logprobs", request.num_logprobs, -1, vocab_size)
+    SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        seed=request.seed,
+        logprobs=None if request.num_logprobs < 0 else request.num_logprobs,
+    )
+
+
+def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    """Every id an integer inside the vocabulary."""
+    try:
+        ids = np.asarray(token_ids)
+    except ValueError:  # lists of different lengths
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise InvalidRequestError(f"{name} must be a list of token ids", name)
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        raise InvalidRequestError(f"{name}: {outside[0]} is not in the vocabulary of {vocab_size} tokens", name)
+
+
+def check_length(num_prompt_tokens: int, max_model_len: int) -> None:
+    """A prompt that leaves no room for one token can never be served."""
+    if num_prompt_tokens == 0:
+        raise InvalidRequestError("the prompt is empty", "prompt")
+    if num_prompt_tokens >= max_model_len:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt_tokens} tokens, but the context length is {max_model_len} tokens, "
+            "prompt and completion together (the smaller of the model's and the KV cache's)"
+        )
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {value}", name)

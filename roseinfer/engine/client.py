@@ -1,0 +1,258 @@
+"""How everybody else uses the engine: requests in, token outputs out, from any thread and any event loop.
+
+The client knows of each live request only whom to tell. It talks to the engine in messages and reads nothing
+but its last snapshot, so the engine may as well live in another process. Every accepted request gets exactly
+one output with a finish reason, also if the engine dies or the client is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+
+from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError
+from roseinfer.core.messages import AbortRequest, AddRequest, EngineStats, FinishReason, StepOutput, TokenOutput
+from roseinfer.core.sampling_params import SamplingParams
+from roseinfer.engine.checks import check_length, check_request, check_token_ids
+from roseinfer.engine.engine import Engine
+from roseinfer.engine.thread import EngineThread
+
+logger = logging.getLogger(__name__)
+
+OnOutput = Callable[[TokenOutput], None]
+
+# float32 logits divided by less may overflow, and such a temperature chooses the highest logit anyway.
+_MIN_TEMPERATURE = 1e-6
+
+
+class EngineClient:
+    """A handle on one engine, which from now on belongs to it.
+
+    `eos_ids` end a request unless it says `ignore_eos`. At most `max_queue` requests wait beside the
+    `max_running` of the engine.
+    """
+
+    def __init__(self, engine: Engine, eos_ids: Iterable[int] = (), *, max_queue: int = 256) -> None:
+        self.vocab_size = engine.vocab_size
+        self.max_model_len = engine.max_model_len  # tokens of prompt and output together
+        self.eos_ids = tuple(eos_ids)
+        check_token_ids("eos_ids", self.eos_ids, self.vocab_size)
+        self._max_live = engine.max_running + max_queue
+        self._max_running = engine.max_running
+        self._stats = engine.stats()
+        self._thread = EngineThread(engine, self._on_step, self._on_exit)
+        self._lock = threading.Lock()  # guards what follows
+        self._live: dict[str, OnOutput] = {}
+        self._refusal: str | None = "the engine has not been started"
+        self._mailboxes: dict[asyncio.AbstractEventLoop, _Mailbox] = {}
+        self._finish_times: deque[float] = deque(maxlen=64)
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+        with self._lock:
+            self._refusal = None
+
+    def close(self) -> None:
+        """Waits for the current step; requests that are not finished end with "abort". Idempotent."""
+        with self._lock:
+            was_started = self._refusal is None
+            self._refusal = "the engine has been closed"
+        if was_started:
+            self._thread.close()
+
+    def __enter__(self) -> EngineClient:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._refusal is None
+
+    def stats(self) -> EngineStats:
+        """The engine's snapshot of its last step."""
+        return self._stats
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def make_request(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, request_id: str | None = None, choice: int = 0
+    ) -> AddRequest:
+        """Resolves what is open (seed, stop ids) and checks the request; nothing is sent yet.
+
+        Raises `InvalidRequestError`, and `ContextLengthError` with both counts for a prompt that can never fit.
+        `max_tokens` is cut to what fits behind the prompt, so that generation ends with "length" there.
+        """
+        check_length(len(prompt_ids), self.max_model_len)
+        eos_ids = () if params.ignore_eos else self.eos_ids
+        request = AddRequest(
+            request_id=request_id or secrets.token_hex(12),
+            prompt_ids=list(prompt_ids),
+            max_tokens=min(params.max_tokens, self.max_model_len - len(prompt_ids)),
+            temperature=params.temperature if params.temperature >= _MIN_TEMPERATURE else 0.0,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            choice=choice,
+            stop_token_ids=list(dict.fromkeys((*params.stop_token_ids, *eos_ids))),
+            num_logprobs=-1 if params.logprobs is None else min(params.logprobs, self.vocab_size),
+        )
+        check_request(request, self.vocab_size, self.max_model_len)
+        return request
+
+    def submit(self, request: AddRequest, on_output: OnOutput) -> None:
+        """Starts a request; from any thread. `on_output` is called on the engine's thread and must not raise.
+
+        Raises `OverloadedError` if the queue is full, `EngineError` if the engine is gone.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise EngineError(self._refusal)
+            if request.request_id in self._live:
+                raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
+            if len(self._live) >= self._max_live:
+                raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
+            self._live[request.request_id] = on_output
+            self._thread.send(request)  # under the lock, so that no abort overtakes it
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request after the current step; from any thread. An unknown or finished id is fine."""
+        with self._lock:
+            if request_id in self._live:
+                self._thread.send(AbortRequest(request_id))
+
+    def stream_sync(self, request: AddRequest) -> Generator[TokenOutput, None, None]:
+        """Submits on the first `next` and yields until the request is finished; closing it aborts the request."""
+        outputs: SimpleQueue[TokenOutput] = SimpleQueue()
+        self.submit(request, outputs.put)
+        is_finished = False
+        try:
+            while not is_finished:
+                output = outputs.get()
+                is_finished = output.finish_reason is not None
+                yield output
+        finally:
+            if not is_finished:
+                self.abort(request.request_id)
+
+    async def stream(self, request: AddRequest) -> AsyncGenerator[TokenOutput, None]:
+        """Submits on the first `anext` and yields until the request is finished.
+
+        Closing the generator or cancelling its consumer aborts the request. The event loop is woken once per
+        step, whatever the number of its streams.
+        """
+        outputs: asyncio.Queue[TokenOutput] = asyncio.Queue()
+        with self._mailbox(asyncio.get_running_loop()) as mailbox:
+            self.submit(request, partial(mailbox.post, outputs))
+            is_finished = False
+            try:
+                while not is_finished:
+                    output = await outputs.get()
+                    is_finished = output.finish_reason is not None
+                    yield output
+            finally:
+                if not is_finished:
+                    self.abort(request.request_id)
+
+    # -- on the engine's thread -----------------------------------------------------------------------------
+
+    def _on_step(self, step: StepOutput, stats: EngineStats) -> None:
+        self._stats = stats
+        self._deliver(step.outputs)
+
+    def _on_exit(self, error: BaseException | None) -> None:
+        with self._lock:
+            if error is not None:
+                self._refusal = f"the engine died: {error!r}"
+            message = self._refusal if error is not None else None
+            request_ids = list(self._live)
+        reason: FinishReason = "abort" if error is None else "error"
+        self._deliver([TokenOutput(i, [], finish_reason=reason, error=message) for i in request_ids])
+
+    def _deliver(self, outputs: list[TokenOutput]) -> None:
+        with self._lock:
+            calls = [(self._receiver(output), output) for output in outputs]
+            mailboxes = list(self._mailboxes.values())
+        for on_output, output in calls:
+            if on_output is not None:
+                self._call(on_output, output)
+        for mailbox in mailboxes:
+            for request_id in mailbox.flush():
+                self.abort(request_id)
+
+    def _receiver(self, output: TokenOutput) -> OnOutput | None:
+        if output.finish_reason is None:
+            return self._live.get(output.request_id)
+        self._finish_times.append(time.monotonic())
+        return self._live.pop(output.request_id, None)
+
+    def _call(self, on_output: OnOutput, output: TokenOutput) -> None:
+        try:
+            on_output(output)
+        except Exception:
+            logger.exception("request %s: its receiver failed, the request is aborted", output.request_id)
+            self.abort(output.request_id)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _retry_after(self) -> float:
+        """Seconds until as many requests will have finished as wait now, at the rate of late."""
+        if not self._finish_times:
+            return 1.0
+        seconds = (time.monotonic() - self._finish_times[0]) / len(self._finish_times)
+        return min(max(seconds * (len(self._live) - self._max_running), 1.0), 60.0)
+
+    @contextmanager
+    def _mailbox(self, loop: asyncio.AbstractEventLoop) -> Iterator[_Mailbox]:
+        """The loop's mailbox, there as long as a stream needs it."""
+        with self._lock:
+            mailbox = self._mailboxes.setdefault(loop, _Mailbox(loop))
+            mailbox.num_streams += 1
+        try:
+            yield mailbox
+        finally:
+            with self._lock:
+                mailbox.num_streams -= 1
+                if mailbox.num_streams == 0:
+                    del self._mailboxes[loop]
+
+
+class _Mailbox:
+    """Collects a step's outputs for the streams of one event loop, which is then woken once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.num_streams = 0
+        self._loop = loop
+        self._posted: list[tuple[asyncio.Queue[TokenOutput], TokenOutput]] = []
+
+    def post(self, outputs: asyncio.Queue[TokenOutput], output: TokenOutput) -> None:
+        self._posted.append((outputs, output))
+
+    def flush(self) -> list[str]:
+        """Hands over what was posted. Returns the requests nobody can receive any more: their loop is closed."""
+        posted, self._posted = self._posted, []
+        if not posted:
+            return []
+        try:
+            self._loop.call_soon_threadsafe(_put_all, posted)
+        except RuntimeError:
+            return [output.request_id for _, output in posted]
+        return []
+
+
+def _put_all(posted: list[tuple[asyncio.Queue[TokenOutput], TokenOutput]]) -> None:
+    for outputs, output in posted:
+        outputs.put_nowait(output)

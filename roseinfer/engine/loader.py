@@ -1,0 +1,154 @@
+"""From a checkpoint to an engine that is ready to step: model, memory plan, program, scheduler."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from roseinfer.backends import ProgramOptions, compile_program
+from roseinfer.backends.native.compiler import kv_block_bytes
+from roseinfer.cache.block_pool import BlockPool
+from roseinfer.cache.prefix_cache import PrefixCache
+from roseinfer.checkpoints import Checkpoint
+from roseinfer.checkpoints.tensor import Tensor
+from roseinfer.core.errors import ConfigError, DeviceError
+from roseinfer.core.machine import usable_memory
+from roseinfer.engine.engine import Engine
+from roseinfer.models import Model, load_model
+from roseinfer.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+BLOCK_SIZE = 16
+DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_running requests
+MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded model is, for people and for the doors."""
+
+    name: str
+    architecture: str
+    formats: dict[str, tuple[int, int]]  # weight format → (tensors, bytes in the file)
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    eos_ids: tuple[int, ...]
+    memory: dict[str, int]  # bytes: weights, kv_cache, activations
+    isa: str
+
+
+def build_engine(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    num_threads: int = 0,
+    isa: str = "auto",
+    max_model_len: int | None = None,
+    max_batch_tokens: int = 512,
+    max_running: int = 64,
+    kv_cache_memory: int | None = None,
+    prefix_cache: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Engine, ModelInfo]:
+    """Loads the checkpoint's weights; it may be closed afterwards.
+
+    `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests 512 tokens,
+    or one request the whole context, within a quarter of the machine's memory. Pages are committed when used.
+    Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
+    """
+    say = progress or logger.debug
+    if device == "cuda":
+        raise DeviceError("--device cuda: no CUDA backend is available here; use --device cpu")
+    say("reading the model")
+    model = load_model(checkpoint)
+    kv_dtype = _kv_dtype(kv_dtype, dtype)
+    context = _context(model, max_model_len)
+    block_bytes = kv_block_bytes(model.graph.attention_specs, kv_dtype, BLOCK_SIZE)
+    num_blocks = _num_blocks(block_bytes, context, max_running, kv_cache_memory)
+    if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
+        need = -(-max_model_len // BLOCK_SIZE) * block_bytes
+        raise ConfigError(f"max_model_len {max_model_len} needs a kv_cache_memory of at least {need} bytes")
+    say("packing the weights")
+    options = ProgramOptions(
+        num_blocks=num_blocks,
+        max_batch_tokens=max_batch_tokens,
+        max_logit_rows=min(max_running, max_batch_tokens),
+        block_size=BLOCK_SIZE,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        num_threads=num_threads,
+        isa=isa,
+    )
+    program = compile_program("native", model.graph, model.weights, options)
+    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    scheduler = Scheduler(
+        block_pool=pool,
+        prefix_cache=PrefixCache(pool) if prefix_cache else None,
+        max_batch_tokens=max_batch_tokens,
+        max_running=min(max_running, max_batch_tokens),
+        max_model_len=context,
+    )
+    engine = Engine(program, scheduler)
+    info = ModelInfo(
+        name=model_name(checkpoint),
+        architecture=model.architecture,
+        formats=weight_formats(model.weights),
+        num_parameters=num_parameters(model.weights),
+        vocab_size=model.graph.vocab_size,
+        max_model_len=scheduler.max_model_len,
+        eos_ids=tuple(i for i in model.eos_ids if i < model.graph.vocab_size),
+        memory=program.memory(),
+        isa=str(getattr(program, "isa", "")),
+    )
+    return engine, info
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """What people call it: the name in the file, or the file's."""
+    named = checkpoint.config.get("general.name") if checkpoint.container == "gguf" else None
+    path = Path(checkpoint.path)
+    return str(named) if isinstance(named, str) and named else path.name if path.is_dir() else path.stem
+
+
+def weight_formats(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Per format: how many tensors, and their bytes; the most bytes first."""
+    tensors = Counter(tensor.format for tensor in weights.values())
+    sizes: Counter[str] = Counter()
+    for tensor in weights.values():
+        sizes[tensor.format] += tensor.data.nbytes
+    return {name: (tensors[name], size) for name, size in sizes.most_common()}
+
+
+def num_parameters(weights: Mapping[str, Tensor]) -> int:
+    return sum(prod(tensor.shape) for tensor in weights.values())
+
+
+def _kv_dtype(kv_dtype: str, dtype: str) -> str:
+    if kv_dtype != "auto":
+        return kv_dtype
+    return dtype if dtype in ("float32", "bfloat16") else "float16"
+
+
+def _context(model: Model, max_model_len: int | None) -> int:
+    if max_model_len is not None and max_model_len > model.max_model_len:
+        raise ConfigError(f"max_model_len {max_model_len} is above the model's {model.max_model_len}")
+    return max_model_len or model.max_model_len
+
+
+def _num_blocks(block_bytes: int, context: int, max_running: int, kv_cache_memory: int | None) -> int:
+    if kv_cache_memory is None:
+        wanted = max(context, max_running * DEFAULT_TOKENS_PER_REQUEST)
+        kv_cache_memory = min(-(-wanted // BLOCK_SIZE) * block_bytes, usable_memory() // MAX_MEMORY_SHARE)
+    if kv_cache_memory < block_bytes:
+        raise ConfigError(f"kv_cache_memory must be at least one block, {block_bytes} bytes, got {kv_cache_memory}")
+    return min(int(kv_cache_memory // block_bytes), 2**31 - 1)

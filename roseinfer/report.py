@@ -1,0 +1,143 @@
+"""What `roseinfer inspect`, `list` and `doctor` print."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import roseinfer
+from roseinfer.catalog import ENTRIES, cached_path
+from roseinfer.core.config import Config
+
+if TYPE_CHECKING:
+    from roseinfer.checkpoints.tensor import Tensor
+
+LIBRARIES = ("numpy", "tokenizers", "fastapi", "uvicorn", "pydantic", "msgspec", "huggingface-hub", "torch")
+
+
+def format_size(num_bytes: float) -> str:
+    """`98362432` → `93.8 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.2f} GiB"
+
+
+def format_memory(memory: Mapping[str, int]) -> str:
+    """`{"kv_cache": 1048576}` → `KV cache 1.0 MiB`."""
+    return ", ".join(f"{use.replace('kv_cache', 'KV cache')} {format_size(size)}" for use, size in memory.items())
+
+
+def model_report(config: Config, say: Callable[[str], None] | None = None) -> str:
+    """Loads the model with these settings: the memory shown is what it takes, not an estimate."""
+    from roseinfer.catalog import resolve_model
+    from roseinfer.checkpoints import open_checkpoint
+    from roseinfer.inference_engine import InferenceEngine
+
+    with open_checkpoint(resolve_model(config.model, config.models_dir, say)) as checkpoint:
+        facts = [
+            ("model", checkpoint.path.name),
+            ("container", checkpoint.container),
+            ("architecture", checkpoint.architecture),
+            *_formats(checkpoint.tensors.values()),
+        ]
+    with InferenceEngine.from_config(config, say) as engine:
+        info = engine.info
+        facts += [
+            ("parameters", f"{info.num_parameters / 1e6:,.1f} M"),
+            ("vocabulary", f"{info.vocab_size:,} tokens"),
+            ("context", f"{info.max_model_len:,} tokens"),
+            ("kernels", info.isa),
+            ("memory", format_memory(info.memory)),
+        ]
+    return _two_columns(facts)
+
+
+def catalog_report(models_dir: Path) -> str:
+    """The catalogue as a table no wider than 80 columns."""
+    rows = [("NAME", "SIZE", "LICENCE", "HERE", "WHAT")]
+    for entry in ENTRIES:
+        here = "yes" if cached_path(entry, models_dir) else "no"
+        rows.append((entry.name, f"{entry.num_bytes / 1e6:.0f} MB", entry.licence, here, entry.summary))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def machine_report(config: Config) -> str:
+    facts = [
+        ("roseinfer", roseinfer.__version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("cpu", _cpu_name()),
+        *_kernels(config.isa),
+        ("threads", f"{config.threads or _num_cores()} of {_num_cores()} cores"),
+        ("memory", _memory()),
+        ("cache", str(config.models_dir)),
+        *((name, _version(name)) for name in LIBRARIES),
+    ]
+    return _two_columns(facts)
+
+
+def _formats(tensors: Iterable[Tensor]) -> list[tuple[str, str]]:
+    by_format: dict[str, list[int]] = {}
+    for tensor in tensors:
+        by_format.setdefault(tensor.format, []).append(tensor.data.nbytes)
+    by_size = sorted(by_format.items(), key=lambda item: -sum(item[1]))
+    lines = [f"{name}: {len(sizes)} tensors, {format_size(sum(sizes))}" for name, sizes in by_size]
+    return [("formats" if i == 0 else "", line) for i, line in enumerate(lines)]
+
+
+def _kernels(isa: str) -> list[tuple[str, str]]:
+    """What the compiled kernels say of themselves; they may be missing in a source tree that was never built."""
+    try:
+        native: Any = importlib.import_module("roseinfer.backends.native._native")
+    except ImportError as error:
+        return [("kernels", f"not built ({error})")]
+    available = native.available_isas()
+    chosen = native.isa(isa) if isa in ("auto", *available) else f"{isa} does not run here"
+    features = [name for name, is_there in native.cpu_features().items() if is_there]
+    return [
+        ("cpu features", ", ".join(features) or "none that we use"),
+        ("kernels", f"{chosen} (here: {', '.join(available)})"),
+    ]
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return format_size(total)
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _two_columns(facts: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,316 @@
+"""Decides what each step computes: every request's `num_computed_tokens` catches up with its `num_tokens`.
+
+There is one path. A decode step is a request that is one token behind, a prompt one that is many behind, a
+chunk what the step's token budget left over; a prefix hit or a preempted request only starts at another
+`num_computed_tokens`.
+
+A prefix that is still being computed is shared too. If another row of the step works on the block that a
+request needs next, the request sits the step out, and finds the block published once it is full. It waits
+only in steps that bring this block closer, and if the other one is gone it computes the block itself, so
+nobody starves.
+
+Progress: the oldest running request can preempt all others, and every request fits into the pool alone (the
+engine refuses the rest), so a step that has work always computes something.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import insort
+from operator import attrgetter
+from typing import Any
+
+from roseinfer.cache.block_pool import BlockPool
+from roseinfer.cache.prefix_cache import PrefixCache
+from roseinfer.core.batch import SampleOutput
+from roseinfer.core.errors import EngineError
+from roseinfer.core.messages import FinishReason, TokenOutput
+from roseinfer.core.request import Request
+from roseinfer.scheduler.batch import Batch, BatchRow
+from roseinfer.scheduler.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+_by_arrival = attrgetter("arrival")
+
+
+class Scheduler:
+    """Owns the requests from `add` until they finish.
+
+    A step spends at most `max_batch_tokens`, at most `max_chunk_tokens` of them on one request, and runs at
+    most `max_running` requests. `max_model_len` counts prompt and output together; it is lowered to what the
+    block pool holds.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_pool: BlockPool,
+        prefix_cache: PrefixCache | None,
+        max_batch_tokens: int,
+        max_running: int,
+        max_model_len: int,
+        max_chunk_tokens: int | None = None,
+    ) -> None:
+        if min(max_batch_tokens, max_running, max_model_len, max_chunk_tokens or 1) < 1:
+            raise ValueError("the scheduler's limits must be at least 1")
+        self.block_pool = block_pool
+        self.prefix_cache = prefix_cache
+        self.max_batch_tokens = max_batch_tokens
+        self.max_chunk_tokens = max_chunk_tokens or max_batch_tokens
+        self.max_running = max_running
+        self.max_model_len = min(max_model_len, block_pool.num_tokens)
+        self.num_preemptions = 0
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []  # oldest first
+        self._requests: dict[str, Request] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request: Request) -> TokenOutput | None:
+        """Queues a request; one that has nothing left to generate is finished at once."""
+        reason = self._finish_reason(request)
+        if reason is not None:
+            return _output(request, [], reason)
+        self._requests[request.request_id] = request
+        insort(self.waiting, request, key=_by_arrival)
+        return None
+
+    def abort(self, request_id: str) -> TokenOutput | None:
+        """Forgets a request; an unknown id is fine."""
+        request = self._requests.get(request_id)
+        return self._finish(request, _output(request, [], "abort")) if request else None
+
+    def fail(self, request: Request, message: str) -> TokenOutput:
+        """Ends a request because of a fault of ours."""
+        return self._finish(request, _output(request, [], "error", error=message))
+
+    # -- planning -------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch:
+        """The next step. Running requests first, of these the ones that are a single token behind."""
+        plan = Plan(self.max_batch_tokens)
+        for request in sorted(self.running, key=_is_catching_up):
+            if plan.budget and request.is_running:
+                self._continue(request, plan)
+        if self.waiting and len(self.running) < self.max_running:
+            self._admit(plan)
+        return Batch([BatchRow(request, count) for request, count in plan.counts.items()])
+
+    def _continue(self, request: Request, plan: Plan) -> None:
+        if _is_catching_up(request):
+            self._take(request, self._match(request))
+            if self._is_in_flight(request, 0, plan):
+                return
+        self._plan_chunk(request, plan)
+
+    def _admit(self, plan: Plan) -> None:
+        """Starts waiting requests, oldest first, as long as their known tokens fit beside the running ones'."""
+        num_running = len(self.running)
+        num_reserved = sum(map(self._num_missing_blocks, self.running))
+        for request in self.waiting[: self.max_running - num_running]:
+            if not plan.budget:
+                break
+            cached = self._match(request)
+            if self._is_in_flight(request, len(cached), plan):
+                continue
+            if num_reserved + self._num_needed_blocks(request, cached) > self.block_pool.num_available:
+                break
+            self.running.append(request)
+            self._take(request, cached)
+            self._plan_chunk(request, plan)
+            num_reserved += self._num_missing_blocks(request)
+        if len(self.running) > num_running:
+            self.waiting = [request for request in self.waiting if not request.is_running]
+
+    def _plan_chunk(self, request: Request, plan: Plan) -> None:
+        count = self._chunk_len(request, plan.budget)
+        if self._make_room(request, count, plan):
+            plan.add(request, count, self._digests_touched(request, count))
+
+    def _chunk_len(self, request: Request, budget: int) -> int:
+        """Next tokens to compute. Short of the request's end, a chunk stops at a block's border: there it is shared."""
+        count = min(request.num_uncomputed_tokens, budget, self.max_chunk_tokens)
+        overhang = (request.num_computed_tokens + count) % self.block_pool.block_size
+        return count - overhang if overhang < count < request.num_uncomputed_tokens else count
+
+    # -- sharing --------------------------------------------------------------------------------------------
+
+    def _match(self, request: Request) -> list[int]:
+        """Cached blocks to go on with; none inside a block, which the request fills itself."""
+        if self.prefix_cache is None or not self._is_at_border(request):
+            return []
+        return self.prefix_cache.match(request)
+
+    def _take(self, request: Request, cached: list[int]) -> None:
+        for block in cached:
+            self.block_pool.retain(block)
+        request.block_table.extend(cached)
+        num_tokens = len(cached) * self.block_pool.block_size
+        request.num_computed_tokens += num_tokens
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = min(request.num_cached_tokens + num_tokens, request.num_prompt_tokens)
+
+    def _is_in_flight(self, request: Request, num_matched: int, plan: Plan) -> bool:
+        """Whether a row of this step works on the block that the request needs behind its matched ones."""
+        if self.prefix_cache is None or not self._is_at_border(request):
+            return False
+        digest = self.prefix_cache.wanted_digest(request, len(request.block_table) + num_matched)
+        return digest is not None and plan.works_on(digest)
+
+    def _digests_touched(self, request: Request, count: int) -> list[bytes]:
+        """Of the blocks that the next `count` tokens lie in, as far as the request will make them full by itself."""
+        if self.prefix_cache is None or not _is_catching_up(request):
+            return []
+        start = request.num_computed_tokens // self.block_pool.block_size
+        stop = self.block_pool.num_blocks_for(request.num_computed_tokens + count)
+        return self.prefix_cache.digests(request, start, min(stop, request.num_tokens // self.block_pool.block_size))
+
+    def _is_at_border(self, request: Request) -> bool:
+        return request.num_computed_tokens == len(request.block_table) * self.block_pool.block_size
+
+    # -- blocks ---------------------------------------------------------------------------------------------
+
+    def _make_room(self, request: Request, count: int, plan: Plan) -> bool:
+        """Blocks for the next `count` tokens, at the expense of the youngest. False if that is the request itself."""
+        num_blocks = self.block_pool.num_blocks_for(request.num_computed_tokens + count) - len(request.block_table)
+        while num_blocks > self.block_pool.num_available:
+            youngest = max(self.running, key=_by_arrival)
+            self._preempt(youngest, plan)
+            if youngest is request:
+                return False
+        if num_blocks > 0:
+            request.block_table.extend(self.block_pool.allocate(num_blocks))
+        return True
+
+    def _preempt(self, request: Request, plan: Plan) -> None:
+        """Back to the queue, to be computed again; its published blocks may still be cached by then."""
+        plan.remove(request)
+        self.running.remove(request)
+        self._release_blocks(request)
+        insort(self.waiting, request, key=_by_arrival)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+
+    def _release_blocks(self, request: Request) -> None:
+        # Tail blocks are freed first, so a shared prefix is evicted last.
+        self.block_pool.release(reversed(request.block_table.tolist()))
+        request.block_table.clear()
+        request.num_computed_tokens = 0
+
+    def _num_missing_blocks(self, request: Request) -> int:
+        return self.block_pool.num_blocks_for(request.num_tokens) - len(request.block_table)
+
+    def _num_needed_blocks(self, request: Request, cached: list[int]) -> int:
+        """Of the available blocks, those that a waiting request takes: all but the cached ones in use already."""
+        num_in_use = sum(self.block_pool.ref_count(block) > 0 for block in cached)
+        return self.block_pool.num_blocks_for(request.num_tokens) - num_in_use
+
+    # -- taking in ------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch, samples: SampleOutput) -> list[TokenOutput]:
+        """Takes in a computed step: `samples` are the tokens of `batch.sampled_requests`, in that order."""
+        outputs = []
+        token_ids = iter(enumerate(samples.token_ids.tolist()))
+        for row in batch.rows:
+            if row.wants_logits:
+                outputs.append(self._accept(row, *next(token_ids), samples))
+            else:
+                self._advance(row)
+        return outputs
+
+    def _accept(self, row: BatchRow, index: int, token_id: int, samples: SampleOutput) -> TokenOutput:
+        request = row.request
+        try:
+            if token_id < 0:
+                raise EngineError("the model's logits hold no finite number")
+            logprobs = _logprobs(request, index, samples)
+            self._advance(row)
+            request.token_ids.append(token_id)
+            reason = self._finish_reason(request)
+            output = _output(request, [token_id], reason, **logprobs)
+        except Exception as error:  # one request's fault is never another's
+            return self._distrust(request, error)
+        return output if reason is None else self._finish(request, output)
+
+    def _advance(self, row: BatchRow) -> None:
+        request, size = row.request, self.block_pool.block_size
+        num_full = request.num_computed_tokens // size
+        request.num_computed_tokens += row.num_new_tokens
+        if self.prefix_cache is not None and request.num_computed_tokens // size > num_full:
+            self.prefix_cache.publish(request, num_full, request.num_computed_tokens // size)
+
+    def _distrust(self, request: Request, error: Exception) -> TokenOutput:
+        """Ends a request whose result was unusable, and lets nobody build on its keys and values."""
+        logger.error("request %s failed: %s", request.request_id, error)
+        if self.prefix_cache is not None:
+            self.prefix_cache.forget(request.block_table.tolist())
+        return self.fail(request, f"the request failed in the engine: {error}")
+
+    def _finish_reason(self, request: Request) -> FinishReason | None:
+        if request.num_output_tokens and request.token_ids[-1] in request.stop_token_ids:
+            return "stop"
+        if request.num_output_tokens >= request.params.max_tokens or request.num_tokens >= self.max_model_len:
+            return "length"
+        return None
+
+    def _finish(self, request: Request, output: TokenOutput) -> TokenOutput:
+        """The only way out: every block comes back here."""
+        (self.running if request.is_running else self.waiting).remove(request)
+        self._release_blocks(request)
+        del self._requests[request.request_id]
+        return output
+
+    # -- checking -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises AssertionError unless queues, tables and pool agree and no writable block is shared."""
+        self.block_pool.check(request.block_table.tolist() for request in self._requests.values())
+        queued = sorted([*self.running, *self.waiting], key=_by_arrival)
+        assert queued == sorted(self._requests.values(), key=_by_arrival), "a request is in no queue, or in two"
+        assert all(request.is_running for request in self.running), "a running request holds no block"
+        assert not any(request.is_running for request in self.waiting), "a waiting request holds blocks"
+        assert self.waiting == sorted(self.waiting, key=_by_arrival), "the queue is out of order"
+        assert len(self.running) <= self.max_running, "too many run"
+        for request in self.running:
+            self._check_blocks(request)
+
+    def _check_blocks(self, request: Request) -> None:
+        table = request.block_table.tolist()
+        assert request.num_computed_tokens < request.num_tokens, f"nothing to compute for {request}"
+        assert len(table) == self.block_pool.num_blocks_for(request.num_computed_tokens), f"{request} holds {table}"
+        assert len(set(table)) == len(table), f"{request} holds a block twice: {table}"
+        for block in table[request.num_computed_tokens // self.block_pool.block_size :]:
+            assert self.block_pool.ref_count(block) == 1, f"writable block {block} of {request} is shared"
+            assert not self.block_pool.is_published(block), f"writable block {block} of {request} is published"
+
+
+def _is_catching_up(request: Request) -> bool:
+    return request.num_uncomputed_tokens > 1
+
+
+def _logprobs(request: Request, index: int, samples: SampleOutput) -> dict[str, list[Any]]:
+    count = request.params.num_logprobs
+    if count < 0:
+        return {}
+    logprobs = [float(samples.logprobs[index])]
+    if count == 0:
+        return {"logprobs": logprobs}
+    top_ids, top_logprobs = samples.top_ids[index].tolist(), samples.top_logprobs[index].tolist()
+    return {"logprobs": logprobs, "top_ids": [top_ids[:count]], "top_logprobs": [top_logprobs[:count]]}
+
+
+def _output(request: Request, token_ids: list[int], reason: FinishReason | None, **fields: Any) -> TokenOutput:
+    return TokenOutput(
+        request_id=request.request_id,
+        token_ids=token_ids,
+        finish_reason=reason,
+        stop_token_id=request.token_ids[-1] if reason == "stop" else None,
+        num_cached_tokens=request.num_cached_tokens,
+        **fields,
+    )

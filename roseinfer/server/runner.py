@@ -1,0 +1,129 @@
+"""From settings to a running server: the port first, then the model, then requests, until a signal."""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from roseinfer.core.config import Config, load_api_keys
+from roseinfer.core.errors import ConfigError
+from roseinfer.report import format_memory
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from roseinfer.inference_engine import GenerateParams, InferenceEngine
+
+logger = logging.getLogger("roseinfer")
+
+DRAIN_SECONDS = 30
+BACKLOG = 2048
+
+
+def serve(config: Config, defaults: GenerateParams | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, lets running requests finish, and returns.
+
+    `defaults` are for `/generate` bodies that leave fields out. Raises RoseinferError where it cannot start.
+    """
+    set_up_logging(config.log_level)
+    api_keys = load_api_keys(config)
+    with bind(config.host, config.port) as listener:
+        if not api_keys and not _is_loopback(config.host):
+            logger.warning("anybody who can reach %s may use this server; see --api-key", config.host)
+        web = threading.Thread(target=importlib.import_module, args=("roseinfer.server.app",), daemon=True)
+        web.start()  # takes as long as loading a small model does
+        with _load_engine(config) as engine:
+            web.join()
+            from roseinfer.server.app import create_app
+
+            app = create_app(engine, defaults=defaults, api_keys=api_keys)
+            make_server(app, config.log_level, lambda: _announce(engine, listener)).run([listener])
+
+
+def set_up_logging(level: str) -> None:
+    """Our own lines from `level` on, other libraries' from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logger.setLevel(level.upper())
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that holds the port but does not listen yet: who connects too early is refused, not left waiting.
+
+    Raises ConfigError naming host and port.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on host {host!r}: {error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror}; see --host and --port") from None
+    return listener
+
+
+def _load_engine(config: Config) -> InferenceEngine:
+    from roseinfer.inference_engine import InferenceEngine
+
+    return InferenceEngine.from_config(config, logger.info)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announce(engine: InferenceEngine, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    body = '{"prompt": "The capital of France is", "max_new_tokens": 16}'
+    logger.info("%s is served at %s (%s)", engine.name, url, format_memory(engine.info.memory))
+    logger.info("try: curl %s/generate -H 'Content-Type: application/json' -d '%s'", url, body)
+
+
+def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> uvicorn.Server:
+    """uvicorn with our limits; its `run` takes the sockets to serve."""
+    import uvicorn
+
+    from roseinfer.server.middleware.head_limit import MAX_HEAD_BYTES
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready()
+
+        def handle_exit(self, sig: int, frame: object) -> None:
+            """The first signal lets requests finish; the next one finds the default handler, which kills."""
+            self.should_exit = True
+            for handled in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(handled, signal.SIG_DFL)
+
+    settings = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="info" if log_level == "debug" else "warning",
+        access_log=log_level == "debug",
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return Server(settings)

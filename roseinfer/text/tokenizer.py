@@ -1,0 +1,98 @@
+"""Text ⇄ ids for one model, whatever file its vocabulary came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from roseinfer.core.errors import InvalidRequestError
+from roseinfer.text.detokenizer import Detokenizer
+from roseinfer.text.token_bytes import replace_surrogates
+from roseinfer.text.vocabulary import Vocabulary
+
+
+class Encoder(Protocol):
+    """Text to ids and nothing around them; may be called from several threads at once."""
+
+    def encode(self, text: str, parse_special: bool) -> list[int]: ...
+
+
+class Tokenizer:
+    """Thread safe. Made by `load_tokenizer`.
+
+    `prefix_ids` is what a text of this model starts with, usually BOS, and `add_prefix` whether it does so unasked;
+    `strip_space` says that encoding puts a space before a text, which decoding takes away again.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        vocabulary: Vocabulary,
+        *,
+        bos_id: int | None,
+        eos_ids: Iterable[int],
+        pad_id: int | None,
+        prefix_ids: Sequence[int],
+        add_prefix: bool,
+        strip_space: bool,
+    ) -> None:
+        self._encoder = encoder
+        self._vocabulary = vocabulary
+        self._prefix_ids = list(prefix_ids)
+        self._add_prefix = add_prefix
+        self._strip_space = strip_space
+        self.bos_id = bos_id
+        self.eos_ids = tuple(dict.fromkeys(eos_ids))  # the model's own EOS first
+        self.pad_id = pad_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the tokenizer knows; a model's logits may be wider."""
+        return self._vocabulary.size
+
+    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+        """The ids of `text`. Lone surrogates count as U+FFFD.
+
+        `add_bos`: None means as the model's tokenizer says; a BOS that the text already starts with is not
+        doubled. `parse_special=False` takes the names of special tokens for the ordinary text they are.
+        """
+        ids = self._encoder.encode(replace_surrogates(text), parse_special)
+        wants_prefix = self._add_prefix if add_bos is None else add_bos
+        if wants_prefix and ids[: len(self._prefix_ids)] != self._prefix_ids:
+            return [*self._prefix_ids, *ids]
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids to generate from, never none: an empty prompt starts from BOS, or EOS where there is no BOS.
+
+        Raises InvalidRequestError for an empty prompt if the model has neither.
+        """
+        ids = self.encode(text)
+        if ids:
+            return ids
+        start = [self.bos_id] if self.bos_id is not None else list(self.eos_ids[:1])
+        if not start:
+            raise InvalidRequestError("prompt is empty, and this model has no token to start from", "prompt")
+        return start
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
+
+        `continuation`: the ids follow others, so that a leading space is text, even where `encode` puts one
+        before every text (Llama's SentencePiece).
+        """
+        text = self._vocabulary.join(ids, skip_special).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._strip_space and not continuation else text
+
+    def detokenizer(self, *, skip_special: bool = True, continuation: bool = True) -> Detokenizer:
+        """A stream whose pieces join to `decode` with the same arguments. Completions are continuations."""
+        strip_space = self._strip_space and not continuation
+        return Detokenizer(self._vocabulary, skip_special=skip_special, strip_space=strip_space)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to the text; perhaps only a part of a UTF-8 character."""
+        return self._vocabulary.token_bytes(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """True for tokens that `skip_special` leaves out."""
+        return self._vocabulary.is_special(token_id)

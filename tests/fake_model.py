@@ -1,0 +1,121 @@
+"""A model of bytes without weights, for everything above the engine: real client, engine and scheduler around it.
+
+It recites `STORY`, whose character at a position depends on the position alone, and ends after a full stop.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from roseinfer.cache.block_pool import BlockPool
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.engine.client import EngineClient
+from roseinfer.engine.engine import Engine
+from roseinfer.inference_engine import InferenceEngine
+from roseinfer.scheduler.scheduler import Scheduler
+
+STORY = "Señor Ünal zahlte 5 € für 😀 und ging. "
+EOS, BOS = 256, 257
+VOCAB_SIZE = 258
+MAX_MODEL_LEN = 512
+
+
+class FakeProgram:
+    """`step_seconds` slows it down; `forward` raises `failure` where it is set."""
+
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self) -> None:
+        self.step_seconds = 0.0
+        self.failure: Exception | None = None
+        self.num_rows: list[int] = []  # of each step
+        self._last_ids = np.empty(0, dtype=np.int32)
+
+    def forward(self, inputs: ForwardInputs) -> None:
+        time.sleep(self.step_seconds)
+        if self.failure is not None:
+            raise self.failure
+        self.num_rows.append(len(inputs.row_offsets) - 1)
+        self._last_ids = inputs.token_ids[inputs.logit_rows]
+
+    def sample(self, inputs: SamplingInputs) -> SampleOutput:
+        last_ids = self._last_ids[inputs.rows]
+        samples = zip(last_ids, inputs.temperatures, inputs.seeds, inputs.positions, strict=True)
+        ids = [_next_id(int(last), float(heat), int(seed), int(position)) for last, heat, seed, position in samples]
+        return SampleOutput(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=np.float32))
+
+    def logits(self) -> Float32Array:
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 0, "kv_cache": 0, "activations": 0}
+
+    def close(self) -> None:
+        pass
+
+
+def _next_id(last_id: int, temperature: float, seed: int, position: int) -> int:
+    if last_id == ord("."):
+        return EOS
+    story = STORY.encode()
+    if temperature == 0:
+        return story[position % len(story)]
+    return ord("a") + (seed * 31 + position * 7) % 26
+
+
+class FakeDetokenizer:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        return self._decoder.decode(bytes(token_id for token_id in ids if token_id < EOS))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class FakeTokenizer:
+    vocab_size = VOCAB_SIZE
+    eos_ids = (EOS,)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return list(text.encode()) or [BOS]
+
+    def detokenizer(self) -> FakeDetokenizer:
+        return FakeDetokenizer()
+
+
+def fake_engine(
+    program: FakeProgram | None = None, *, max_running: int = 64, max_queue: int = 256, seed: int | None = None
+) -> InferenceEngine:
+    """A running engine, to be closed by the caller."""
+    scheduler = Scheduler(
+        block_pool=BlockPool(max_running * MAX_MODEL_LEN // 16, 16),
+        prefix_cache=None,
+        max_batch_tokens=256,
+        max_running=max_running,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    client = EngineClient(Engine(program or FakeProgram(), scheduler), (EOS,), max_queue=max_queue)
+    client.start()
+    info: Any = SimpleNamespace(name="fake", max_model_len=MAX_MODEL_LEN, memory=FakeProgram().memory())
+    tokenizer: Any = FakeTokenizer()
+    return InferenceEngine.from_parts(client, tokenizer, info, seed=seed)
+
+
+def recite(prompt: str, max_new_tokens: int, *, stop_on_eos: bool = True) -> str:
+    """What the model says behind the prompt, worked out without an engine."""
+    ids = list(prompt.encode()) or [BOS]
+    written: list[int] = []
+    for position in range(len(ids), len(ids) + max_new_tokens):
+        next_id = _next_id((ids + written)[-1], 0.0, 0, position)
+        if next_id == EOS and stop_on_eos:
+            break
+        written.append(next_id)
+    return bytes(token_id for token_id in written if token_id < EOS).decode("utf-8", "replace")

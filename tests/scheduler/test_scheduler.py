@@ -1,0 +1,290 @@
+"""What a step computes, row by row; that results never depend on it is tested in tests/engine/test_exactness.py."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from roseinfer.core.batch import SampleOutput
+from roseinfer.core.messages import TokenOutput
+from roseinfer.core.request import Request
+from roseinfer.scheduler.batch import Batch
+from roseinfer.scheduler.scheduler import Scheduler
+from tests.fake_engine import make_request, make_scheduler
+
+arrivals = itertools.count()
+
+
+def add(scheduler: Scheduler, request_id: str, prompt_ids: list[int], **fields: object) -> Request:
+    request = Request(make_request(request_id, prompt_ids, **fields), next(arrivals))
+    assert scheduler.add(request) is None
+    return request
+
+
+def prompt(length: int, start: int = 0) -> list[int]:
+    return list(range(start, start + length))
+
+
+def plan(batch: Batch) -> dict[str, int]:
+    return {row.request.request_id: row.num_new_tokens for row in batch.rows}
+
+
+def finish_step(scheduler: Scheduler, batch: Batch, token_id: int = 1) -> list[TokenOutput]:
+    count = len(batch.sampled_requests)
+    samples = SampleOutput(np.full(count, token_id, np.int32), np.zeros(count, np.float32))
+    outputs = scheduler.update(batch, samples)
+    scheduler.check()
+    return outputs
+
+
+def step(scheduler: Scheduler, token_id: int = 1) -> dict[str, int]:
+    batch = scheduler.schedule()
+    finish_step(scheduler, batch, token_id)
+    return plan(batch)
+
+
+def test_a_prompt_is_computed_then_one_token_a_step() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "a", prompt(10), max_tokens=3)
+    assert [step(scheduler) for _ in range(4)] == [{"a": 10}, {"a": 1}, {"a": 1}, {}]
+    assert not scheduler.has_work
+
+
+def test_a_long_prompt_is_cut_by_the_budget_and_samples_at_its_end_only() -> None:
+    scheduler = make_scheduler(max_batch_tokens=8)
+    add(scheduler, "a", prompt(20))
+    counts = []
+    for _ in range(4):
+        batch = scheduler.schedule()
+        counts.append((plan(batch)["a"], len(finish_step(scheduler, batch))))
+    assert counts == [(8, 0), (8, 0), (4, 1), (1, 1)]
+
+
+def test_a_chunk_stops_at_a_border_if_it_reaches_one() -> None:
+    scheduler = make_scheduler(max_chunk_tokens=6)
+    add(scheduler, "a", prompt(19))
+    assert [step(scheduler)["a"] for _ in range(5)] == [4, 4, 4, 4, 3]
+    scheduler = make_scheduler(max_chunk_tokens=3)
+    add(scheduler, "a", prompt(9))
+    assert [step(scheduler)["a"] for _ in range(5)] == [3, 1, 3, 2, 1]
+
+
+def test_decoding_goes_before_prompts_and_prompts_before_new_ones() -> None:
+    scheduler = make_scheduler(max_batch_tokens=11, max_chunk_tokens=8)
+    add(scheduler, "long", prompt(20))
+    add(scheduler, "short", prompt(2, 30))
+    assert step(scheduler) == {"long": 8, "short": 2}
+    add(scheduler, "new", prompt(8, 50))
+    batch = scheduler.schedule()
+    assert list(plan(batch).items()) == [("short", 1), ("long", 8), ("new", 2)]
+
+
+def test_a_request_that_has_nothing_to_generate_is_finished_at_once() -> None:
+    scheduler = make_scheduler()
+    output = scheduler.add(Request(make_request("a", prompt(3), max_tokens=0)))
+    assert output == TokenOutput("a", [], finish_reason="length")
+    output = scheduler.add(Request(make_request("b", prompt(3), output_ids=[4, 5], stop_token_ids=[5])))
+    assert output == TokenOutput("b", [], finish_reason="stop", stop_token_id=5)
+    assert not scheduler.has_work
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_tokens", "reason"),
+    [
+        ({"max_tokens": 3}, 3, "length"),
+        ({"max_tokens": 99}, 30, "length"),  # of the model's 40 positions
+        ({"max_tokens": 99, "stop_token_ids": [9, 1]}, 1, "stop"),
+    ],
+)
+def test_finish_reasons(fields: dict[str, object], num_tokens: int, reason: str) -> None:
+    scheduler = make_scheduler(max_model_len=40)
+    add(scheduler, "a", prompt(10), **fields)
+    outputs = []
+    while scheduler.has_work:
+        outputs += finish_step(scheduler, scheduler.schedule())
+    assert [output.token_ids for output in outputs] == [[1]] * num_tokens
+    assert [output.finish_reason for output in outputs] == [None] * (num_tokens - 1) + [reason]
+    assert outputs[-1].stop_token_id == (1 if reason == "stop" else None)
+
+
+def test_the_length_limit_is_the_smaller_of_model_and_pool() -> None:
+    assert make_scheduler(num_blocks=5, block_size=4, max_model_len=128).max_model_len == 20
+    assert make_scheduler(num_blocks=50, block_size=4, max_model_len=128).max_model_len == 128
+
+
+def test_logprobs_go_along() -> None:
+    scheduler = make_scheduler()
+    for count in (-1, 0, 2):
+        add(scheduler, f"r{count}", prompt(3, 10 * (count + 1)), num_logprobs=count)
+    samples = SampleOutput(
+        token_ids=np.array([4, 5, 6], np.int32),
+        logprobs=np.array([np.nan, -0.5, -0.25], np.float32),
+        top_ids=[np.empty(0, np.int32), np.empty(0, np.int32), np.array([6, 1], np.int32)],
+        top_logprobs=[np.empty(0, np.float32), np.empty(0, np.float32), np.array([-0.25, -2], np.float32)],
+    )
+    none, own, top = scheduler.update(scheduler.schedule(), samples)
+    assert (none.logprobs, none.top_ids, none.top_logprobs) == ([], [], [])
+    assert (own.logprobs, own.top_ids, own.top_logprobs) == ([-0.5], [], [])
+    assert (top.logprobs, top.top_ids, top.top_logprobs) == ([-0.25], [[6, 1]], [[-0.25, -2.0]])
+
+
+def test_a_row_without_a_finite_logit_ends_alone_and_its_blocks_are_not_reused() -> None:
+    scheduler = make_scheduler(max_chunk_tokens=8)
+    add(scheduler, "good", prompt(3))
+    add(scheduler, "bad", prompt(9, 20))
+    assert step(scheduler, token_id=7) == {"good": 3, "bad": 8}  # two blocks of "bad" are published
+    samples = SampleOutput(np.array([3, -1], np.int32), np.zeros(2, np.float32))
+    good, bad = scheduler.update(scheduler.schedule(), samples)
+    assert (good.token_ids, good.finish_reason) == ([3], None)
+    assert (bad.token_ids, bad.finish_reason) == ([], "error")
+    assert "finite" in (bad.error or "")
+    scheduler.check()
+    assert scheduler.block_pool.num_cached == 0
+    assert step(scheduler) == {"good": 1}
+
+
+# -- sharing ------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_that_is_being_computed_is_computed_once() -> None:
+    scheduler = make_scheduler(num_blocks=600, max_batch_tokens=2048, max_model_len=2000)
+    shared = [i % 50 for i in range(1000)]
+    for i in range(8):
+        add(scheduler, f"r{i}", shared + [i] * 32)
+    first, second = step(scheduler), step(scheduler)
+    assert first == {"r0": 1032}
+    assert second == {"r0": 1, **{f"r{i}": 32 for i in range(1, 8)}}
+    assert [request.num_cached_tokens for request in scheduler.running] == [0] + [1000] * 7
+
+
+@pytest.mark.parametrize("max_chunk_tokens", [1, 3, 4, 7, 16, 100])
+def test_a_shared_prefix_is_computed_once_whatever_the_chunks(max_chunk_tokens: int) -> None:
+    scheduler = make_scheduler(max_batch_tokens=500, max_chunk_tokens=max_chunk_tokens)
+    for i in range(4):
+        add(scheduler, f"r{i}", [*prompt(40), i], max_tokens=1)
+    num_tokens = 0
+    while scheduler.has_work:
+        num_tokens += sum(step(scheduler).values())
+    assert num_tokens == 40 + 4
+
+
+def test_who_waits_for_a_prefix_does_not_block_others() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "a", prompt(20))
+    add(scheduler, "same", prompt(20))
+    add(scheduler, "other", prompt(20, 30))
+    assert step(scheduler) == {"a": 20, "other": 20}
+    assert step(scheduler) == {"a": 1, "other": 1, "same": 4}
+
+
+def test_a_waiter_computes_the_rest_itself_when_the_other_is_gone() -> None:
+    scheduler = make_scheduler(max_chunk_tokens=8)
+    add(scheduler, "a", prompt(20))
+    add(scheduler, "same", prompt(20))
+    assert step(scheduler) == {"a": 8}
+    assert step(scheduler) == {"a": 8}
+    scheduler.abort("a")
+    assert step(scheduler) == {"same": 4}
+    assert scheduler.running[0].num_cached_tokens == 16
+
+
+@pytest.mark.parametrize("max_chunk_tokens", [4, 3])
+def test_a_request_overtaken_by_another_goes_on_with_its_blocks(max_chunk_tokens: int) -> None:
+    scheduler = make_scheduler(max_chunk_tokens=max_chunk_tokens)
+    slow = add(scheduler, "slow", prompt(40))
+    step(scheduler)
+    fast = add(scheduler, "fast", prompt(26))
+    scheduler.running.remove(slow)  # as if other requests had left no budget for it
+    while fast.num_computed_tokens < 20:
+        batch = scheduler.schedule()
+        assert list(plan(batch)) == ["fast"]
+        scheduler.update(batch, SampleOutput(np.empty(0, np.int32), np.empty(0, np.float32)))
+    scheduler.running.insert(0, slow)
+    while slow.num_computed_tokens < 20:
+        step(scheduler)  # a block that was begun is filled first
+    assert slow.num_cached_tokens == 16
+    assert slow.block_table.tolist()[:5] == fast.block_table.tolist()[:5]
+
+
+# -- memory -------------------------------------------------------------------------------------------------
+
+
+def test_the_youngest_is_preempted_and_comes_back() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_model_len=24)
+    old = add(scheduler, "old", prompt(8), max_tokens=7)
+    young = add(scheduler, "young", prompt(8, 20), max_tokens=8)
+    while not scheduler.num_preemptions:
+        step(scheduler)
+    assert (old.is_running, young.is_running, scheduler.waiting) == (True, False, [young])
+    young_tokens = young.num_tokens
+    while old.is_running:
+        step(scheduler)
+    assert not young.is_running
+    num_computed = step(scheduler)["young"]
+    assert young.num_tokens == young_tokens + 1
+    assert num_computed == young_tokens - 8  # of its three full blocks, the tail was evicted
+    assert young.num_cached_tokens == 0  # its own blocks are no prefix hit
+
+
+def test_waiting_requests_start_only_where_their_tokens_fit() -> None:
+    scheduler = make_scheduler(num_blocks=8, max_chunk_tokens=4, max_model_len=32)
+    add(scheduler, "a", prompt(20), max_tokens=2)
+    add(scheduler, "b", prompt(16, 20), max_tokens=2)
+    add(scheduler, "c", prompt(4, 40), max_tokens=2)
+    # Seven blocks are available, but "a" will take four more of them and "b" wants four; "c" does not overtake.
+    assert step(scheduler) == {"a": 4}
+    while "a" in scheduler:
+        assert "b" not in step(scheduler)
+    assert step(scheduler) == {"b": 4, "c": 4}
+    assert scheduler.num_preemptions == 0
+
+
+def test_cached_blocks_in_use_need_no_room() -> None:
+    scheduler = make_scheduler(num_blocks=8, max_model_len=32)
+    add(scheduler, "a", prompt(24), max_tokens=4)
+    step(scheduler)
+    add(scheduler, "b", prompt(24), max_tokens=1)
+    assert step(scheduler) == {"a": 1, "b": 4}
+
+
+def test_an_abort_frees_everything_in_any_state() -> None:
+    scheduler = make_scheduler(max_running=1, use_prefix_cache=False)
+    add(scheduler, "running", prompt(10))
+    add(scheduler, "waiting", prompt(10))
+    step(scheduler)
+    for request_id in ("running", "waiting"):
+        output = scheduler.abort(request_id)
+        assert output is not None
+        assert output.finish_reason == "abort"
+        assert scheduler.abort(request_id) is None
+        scheduler.check()
+    assert not scheduler.has_work
+    assert scheduler.block_pool.num_free == scheduler.block_pool.num_blocks
+
+
+def test_no_more_than_max_running_run() -> None:
+    scheduler = make_scheduler(max_running=3)
+    for i in range(5):
+        add(scheduler, f"r{i}", [i, i], max_tokens=2)
+    assert [len(step(scheduler)) for _ in range(4)] == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["max_batch_tokens", "max_running", "max_model_len", "max_chunk_tokens"])
+def test_limits_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        make_scheduler(**{name: -1})
+
+
+def test_the_check_finds_a_shared_writable_block() -> None:
+    scheduler = make_scheduler()
+    a, b = add(scheduler, "a", prompt(6)), add(scheduler, "b", prompt(6, 20))
+    step(scheduler)
+    scheduler.check()
+    own = b.block_table[1]
+    b.block_table[1] = a.block_table[1]
+    scheduler.block_pool.retain(a.block_table[1])
+    scheduler.block_pool.release([own])
+    with pytest.raises(AssertionError, match="shared"):
+        scheduler.check()
