@@ -36,17 +36,17 @@ class Driver:
     def __init__(self, program: Program, options: ProgramOptions = OPTIONS, seed: int = 0) -> None:
         self.program = program
         self._block_size = options.block_size
-        self._free = np.random.default_rng(seed).permutation(options.num_blocks).tolist()
+        self.free_blocks = np.random.default_rng(seed).permutation(options.num_blocks).tolist()
 
     def step(self, rows: Sequence[Row], counts: Sequence[int]) -> list[np.ndarray]:
         """Computes the next `counts[i]` tokens of each row; their logits [count, vocab] per row."""
-        self.program.forward(self._inputs(rows, counts))
+        self.program.forward(self.inputs(rows, counts))
         logits = self.program.logits().copy()
         for row, count in zip(rows, counts, strict=True):
             row.num_computed += count
         return np.split(logits, np.cumsum(counts)[:-1])
 
-    def _inputs(self, rows: Sequence[Row], counts: Sequence[int]) -> ForwardInputs:
+    def inputs(self, rows: Sequence[Row], counts: Sequence[int]) -> ForwardInputs:
         spans = [(row.num_computed, row.num_computed + count) for row, count in zip(rows, counts, strict=True)]
         for row, (_, end) in zip(rows, spans, strict=True):
             self._allocate(row, end)
@@ -66,7 +66,7 @@ class Driver:
 
     def _allocate(self, row: Row, end: int) -> None:
         missing = -(-end // self._block_size) - len(row.blocks)
-        row.blocks += tuple(self._free.pop() for _ in range(missing))
+        row.blocks += tuple(self.free_blocks.pop() for _ in range(missing))
 
 
 def teacher_forced_logits(

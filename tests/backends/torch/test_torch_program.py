@@ -75,7 +75,7 @@ def test_half_precision_keys_and_values_are_near(llama: Model, kv_dtype: str) ->
 def test_only_the_logit_rows_are_computed(llama: Model) -> None:
     program = compile_model("torch", llama)
     whole = teacher_forced_logits(program, SEQUENCES[1], [37])
-    inputs = Driver(program)._inputs([Row(SEQUENCES[1])], [37])
+    inputs = Driver(program).inputs([Row(SEQUENCES[1])], [37])
     program.forward(replace(inputs, logit_rows=np.array([3, 36], dtype=np.int32)))
     assert_close(program.logits(), whole[[3, 36]])
     program.forward(replace(inputs, logit_rows=np.array([], dtype=np.int32)))
@@ -96,7 +96,7 @@ def test_memory_that_was_never_written_poisons_the_logits(llama: Model) -> None:
     driver = Driver(compile_model("torch", llama))
     row = Row(SEQUENCES[0])
     driver.step([row], [20])
-    row.blocks = (driver._free.pop(), *row.blocks[1:])
+    row.blocks = (driver.free_blocks.pop(), *row.blocks[1:])
     assert np.isnan(driver.step([row], [1])[0]).all()
 
 
@@ -125,7 +125,7 @@ def test_steps_beyond_the_sizes_compiled_for_are_refused(llama: Model) -> None:
 
 def test_inconsistent_inputs_are_refused(llama: Model) -> None:
     program = compile_model("torch", llama)
-    inputs = Driver(program)._inputs([Row(SEQUENCES[0])], [9])
+    inputs = Driver(program).inputs([Row(SEQUENCES[0])], [9])
     changes: list[dict[str, np.ndarray]] = [
         {"positions": inputs.positions[::-1].copy()},
         {"row_offsets": np.array([0, 8], dtype=np.int32)},
