@@ -221,18 +221,15 @@ inline void dequantize_group(const Groups<FMT>& at, float* weights) {
   constexpr int halves = l.halves ? 2 : 1;
   Q quads[8];
   load_quads<FMT>(at.group, quads);
-  alignas(64) uint8_t bytes[64];
   for (int h = 0; h < halves; ++h) {
     const F scale = load_scale<FMT>(at.header, at.group, h);
     F minimum = zero_f();
     if constexpr (l.has_min) minimum = load_min<FMT>(at.header, at.group, h);
-    for (int z = h * 4; z < (h * 4 + 8 / halves); ++z) {
-      std::memcpy(bytes, &quads[z], 64);
+    for (int z = h * 4; z < h * 4 + 8 / halves; ++z) {
+      const F stored[4] = {byte_of_four<0>(quads[z]), byte_of_four<1>(quads[z]), byte_of_four<2>(quads[z]),
+                           byte_of_four<3>(quads[z])};
       for (int j = 0; j < 4; ++j) {
-        uint8_t column[16];
-        for (int row = 0; row < 16; ++row) column[row] = bytes[4 * row + j];
-        const F stored = load_u8(column) - set1(float(l.zero));
-        F value = scale * stored;
+        F value = scale * (stored[j] - set1(float(l.zero)));
         if constexpr (l.has_min) value = value + minimum;
         store(weights + 16 * (4 * z + j), value);
       }
@@ -240,14 +237,21 @@ inline void dequantize_group(const Groups<FMT>& at, float* weights) {
   }
 }
 
+// Columns k0 .. k0 + count - 1 of an unquantised tile as float32; k0 is even.
 template <Format FMT>
-inline F load_column(const uint8_t* tile, int64_t k) {
-  if constexpr (FMT == Format::F32) return load((const float*)tile + k * 16);
-  if constexpr (FMT == Format::F16) return load_half((const uint16_t*)tile + k * 16);
-  uint16_t column[16];  // bf16: columns 2i and 2i + 1 alternate
-  const uint16_t* pairs = (const uint16_t*)tile + k / 2 * 32 + k % 2;
-  for (int row = 0; row < 16; ++row) column[row] = pairs[2 * row];
-  return load_bfloat(column);
+inline void load_columns(const uint8_t* tile, int64_t k0, int count, float* weights) {
+  if constexpr (FMT == Format::BF16) {  // columns 2i and 2i + 1 lie side by side
+    for (int k = 0; k < count; k += 2) {
+      const Q pairs = load_q(tile + (k0 + k) / 2 * 64);
+      store(weights + 16 * k, first_bfloats(pairs));
+      store(weights + 16 * (k + 1), second_bfloats(pairs));
+    }
+  } else {
+    for (int k = 0; k < count; ++k) {
+      if constexpr (FMT == Format::F32) store(weights + 16 * k, load((const float*)tile + (k0 + k) * 16));
+      if constexpr (FMT == Format::F16) store(weights + 16 * k, load_half((const uint16_t*)tile + (k0 + k) * 16));
+    }
+  }
 }
 
 // One group's columns in order onto the accumulators of M rows.
@@ -268,7 +272,7 @@ inline void f32_tile_m(const uint8_t* tile, int64_t columns, const uint8_t* x, i
   if constexpr (is_float(FMT)) {
     for (int64_t k0 = 0; k0 < columns; k0 += GROUP) {
       const int count = int(columns - k0 < GROUP ? columns - k0 : GROUP);
-      for (int k = 0; k < count; ++k) store(weights + 16 * k, load_column<FMT>(tile, k0 + k));
+      load_columns<FMT>(tile, k0, count, weights);
       fma_columns<M>(weights, count, x, stride, k0, acc);
     }
   } else {

@@ -108,7 +108,9 @@ void filter(const Kernels& kernels, const float* x, int64_t n, float highest, co
 
 int32_t choose(const Kernels& kernels, const float* logits, int64_t n, float highest, const SampleParams& p,
                SamplerScratch& scratch) {
-  if (p.temperature == 0.0f) return int32_t(std::find(logits, logits + n, highest) - logits);
+  // So small a temperature that logits overflow chooses the highest anyway.
+  if (p.temperature == 0.0f || !std::isfinite(highest / p.temperature))
+    return int32_t(std::find(logits, logits + n, highest) - logits);
   scratch.scaled.resize(size_t(n));
   float* x = scratch.scaled.data();
   for (int64_t i = 0; i < n; ++i) x[i] = logits[i] / p.temperature;
@@ -150,7 +152,6 @@ Sample sample_row(const Kernels& kernels, const float* logits, int64_t vocab_siz
   const float highest = kernels.row_max(logits, vocab_size, &is_sound);
   if (!is_sound || highest == NEG_INF) return sample;
   sample.token_id = choose(kernels, logits, vocab_size, highest, params, scratch);
-  sample.logprob = std::numeric_limits<float>::quiet_NaN();
   if (params.num_logprobs >= 0)
     add_logprobs(kernels, logits, vocab_size, highest, params.num_logprobs, scratch, sample);
   return sample;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels.h"
@@ -21,7 +22,7 @@ struct SampleParams {
 
 struct Sample {
   int32_t token_id = -1;  // -1: the row holds a NaN or +inf, or nothing but -inf
-  float logprob = 0.0f;
+  float logprob = std::numeric_limits<float>::quiet_NaN();
   std::vector<int32_t> top_ids;
   std::vector<float> top_logprobs;
 };

@@ -136,6 +136,19 @@ template <int VALUE>
 inline Q or_bits(Q x, const uint8_t* bits) {
   return {_mm256_or_si256(x.a, bits_32<VALUE>(bits)), _mm256_or_si256(x.b, bits_32<VALUE>(bits + 4))};
 }
+template <int J>
+inline F byte_of_four(Q x) {
+  const __m256i mask = _mm256_set1_epi32(255);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.a, 8 * J), mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.b, 8 * J), mask))};
+}
+inline F first_bfloats(Q x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
+}
+inline F second_bfloats(Q x) {
+  const __m256i mask = _mm256_set1_epi32(int(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)), _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
+}
 template <bool SIGNED>
 inline __m256i dot4_8(__m256i acc, __m256i weights, __m256i x) {
   const __m256i ones = _mm256_set1_epi16(1);

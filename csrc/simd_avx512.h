@@ -89,6 +89,16 @@ inline Q or_bits(Q a, const uint8_t* bits) {
   std::memcpy(&mask, bits, 8);
   return {_mm512_mask_add_epi8(a.v, mask, a.v, _mm512_set1_epi8(VALUE))};
 }
+// Byte J of each row's four as float.
+template <int J>
+inline F byte_of_four(Q a) {
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(a.v, 8 * J), _mm512_set1_epi32(255)))};
+}
+// The first and the second of 16 pairs of bf16.
+inline F first_bfloats(Q a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+inline F second_bfloats(Q a) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(int(0xffff0000u))))};
+}
 // acc[row] += Σ over 4 weights × the 4 int8 activations at `x`. SIGNED: the bytes hold weight + 128, and the
 // caller takes 128 × Σ activations off again.
 template <bool SIGNED>

@@ -149,6 +149,21 @@ template <int VALUE>
 inline Q or_bits(Q a, const uint8_t* bits) {
   return map_q([&](int i) { return a.v[i] | (((bits[i / 8] >> (i % 8)) & 1) * VALUE); });
 }
+template <int J>
+inline F byte_of_four(Q a) {
+  return map([&](int i) { return float(a.v[4 * i + J]); });
+}
+inline uint32_t word_of(const Q& a, int i) {
+  uint32_t word;
+  std::memcpy(&word, a.v + 4 * i, 4);
+  return word;
+}
+inline F first_bfloats(Q a) {
+  return map([&](int i) { return bits_to_float(word_of(a, i) << 16); });
+}
+inline F second_bfloats(Q a) {
+  return map([&](int i) { return bits_to_float(word_of(a, i) & 0xffff0000u); });
+}
 template <bool SIGNED>
 inline I dot4(I acc, Q weights, const int8_t* x) {
   for (int row = 0; row < 16; ++row)

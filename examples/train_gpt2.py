@@ -15,11 +15,14 @@ Needs `torch` and `tokenizers` and nothing of roseinfer: the checkpoint is the w
 
 import argparse
 import math
+import os
 import random
 import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where others use the cores too, spinning is ten times slower
 
 import torch
 import torch.nn.functional as F

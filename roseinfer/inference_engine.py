@@ -234,24 +234,23 @@ def dtype_of(use_amp: bool, bf16: bool) -> str | None:
 
 
 def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClient, Tokenizer, ModelInfo]:
+    # Imported here, because who only puts an app around a given engine needs none of them.
     from roseinfer.catalog import resolve_model, resolve_tokenizer
-
-    path = resolve_model(config.model, config.models_dir, say)
-    tokenizer_path = resolve_tokenizer(config.tokenizer, config.models_dir, say) if config.tokenizer else None
-
     from roseinfer.checkpoints import open_checkpoint
     from roseinfer.engine.client import EngineClient
     from roseinfer.engine.loader import build_engine
     from roseinfer.text import load_tokenizer
 
-    checkpoint = open_checkpoint(path)
-    tokenizer = load_tokenizer(tokenizer_path or checkpoint)
+    checkpoint = open_checkpoint(resolve_model(config.model, config.models_dir, say))
+    named = config.tokenizer
+    tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
     engine, info = build_engine(
         checkpoint,
         device=config.device,
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,
         num_threads=config.threads,
+        isa=config.isa,
         max_model_len=config.max_model_len,
         max_batch_tokens=config.max_batch_tokens,
         max_running=config.max_running,

@@ -5,18 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import roseinfer
 from roseinfer.catalog import ENTRIES, cached_path
 from roseinfer.core.config import Config
-
-if TYPE_CHECKING:
-    from roseinfer.checkpoints.tensor import Tensor
+from roseinfer.core.machine import usable_cores, usable_memory
 
 LIBRARIES = ("numpy", "tokenizers", "fastapi", "uvicorn", "pydantic", "msgspec", "huggingface-hub", "torch")
 
@@ -46,11 +43,11 @@ def model_report(config: Config, say: Callable[[str], None] | None = None) -> st
             ("model", checkpoint.path.name),
             ("container", checkpoint.container),
             ("architecture", checkpoint.architecture),
-            *_formats(checkpoint.tensors.values()),
         ]
     with InferenceEngine.from_config(config, say) as engine:
         info = engine.info
         facts += [
+            *_formats(info.formats),
             ("parameters", f"{info.num_parameters / 1e6:,.1f} M"),
             ("vocabulary", f"{info.vocab_size:,} tokens"),
             ("context", f"{info.max_model_len:,} tokens"),
@@ -76,21 +73,17 @@ def machine_report(config: Config) -> str:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("cpu", _cpu_name()),
         *_kernels(config.isa),
-        ("threads", f"{config.threads or _num_cores()} of {_num_cores()} cores"),
-        ("memory", _memory()),
+        ("threads", f"{config.threads or usable_cores()} of {usable_cores()} cores"),
+        ("memory", format_size(usable_memory())),
         ("cache", str(config.models_dir)),
         *((name, _version(name)) for name in LIBRARIES),
     ]
     return _two_columns(facts)
 
 
-def _formats(tensors: Iterable[Tensor]) -> list[tuple[str, str]]:
-    by_format: dict[str, list[int]] = {}
-    for tensor in tensors:
-        by_format.setdefault(tensor.format, []).append(tensor.data.nbytes)
-    by_size = sorted(by_format.items(), key=lambda item: -sum(item[1]))
-    lines = [f"{name}: {len(sizes)} tensors, {format_size(sum(sizes))}" for name, sizes in by_size]
-    return [("formats" if i == 0 else "", line) for i, line in enumerate(lines)]
+def _formats(formats: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+    lines = [f"{name}: {count} tensors, {format_size(num_bytes)}" for name, (count, num_bytes) in formats.items()]
+    return [("" if i else "formats", line) for i, line in enumerate(lines)]
 
 
 def _kernels(isa: str) -> list[tuple[str, str]]:
@@ -115,16 +108,6 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def _num_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> str:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return format_size(total)
 
 
 def _version(library: str) -> str:

@@ -60,14 +60,15 @@ class Reader:
             return
         raise CheckpointError(f"the file ends inside an array of {count} strings")
 
-    def texts(self, start: int, count: int) -> list[str]:
-        """`count` strings from `start` on, where `skip_texts` has been before."""
-        position, strings, buffer, length_at = start, [], self.buffer, _U64.unpack_from
+    def texts(self, start: int, end: int, count: int) -> list[str]:
+        """The `count` strings between two positions that `skip_texts` went between."""
+        raw = bytes(self.buffer[start:end])  # slices of bytes are cheaper than slices of a view
+        position, strings, length_at = 0, [], _U64.unpack_from
         with as_utf8():
             for _ in range(count):
                 begin = position + 8
-                position = begin + length_at(buffer, position)[0]
-                strings.append(str(buffer[begin:position], "utf-8"))
+                position = begin + length_at(raw, position)[0]
+                strings.append(raw[begin:position].decode())
         return strings
 
 

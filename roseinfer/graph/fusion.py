@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from roseinfer.graph.graph import (
     Activation,
@@ -57,6 +58,7 @@ class FusedAttention:
 
 
 Fused = FusedLinear | FusedAttention | Op
+K = TypeVar("K", bound=Rope | RMSNorm)
 
 
 def fuse(graph: Graph, input_kind: Callable[[str], Hashable] = lambda weight: None) -> list[Fused]:
@@ -132,26 +134,29 @@ class _Fuser:
     def _fuse_attention(self, op: Op, spec: AttentionSpec) -> Fused:
         q, k, v = op.inputs
         fused = FusedAttention(q, k, v, op.output, spec)
-        ropes = [self._single_use(value, Rope) for value in (q, k)]
-        if ropes[0] is None or ropes[1] is None or ropes[0].kind.spec != ropes[1].kind.spec:  # type: ignore[union-attr]
+        q_rope, k_rope = (self._private(value, Rope) for value in (q, k))
+        if q_rope is None or k_rope is None or q_rope[0].spec != k_rope[0].spec:
             return fused
         self.taken.update((q.index, k.index))
-        fused = replace(fused, q=ropes[0].inputs[0], k=ropes[1].inputs[0], rope=ropes[0].kind.spec)  # type: ignore[union-attr]
-        norms = [self._single_use(value, RMSNorm) for value in (fused.q, fused.k)]
-        heads = (spec.num_heads, spec.num_kv_heads)
-        if any(n is None or n.kind.num_heads != h for n, h in zip(norms, heads, strict=True)):  # type: ignore[union-attr]
+        return self._fuse_head_norms(replace(fused, q=q_rope[1], k=k_rope[1], rope=q_rope[0].spec))
+
+    def _fuse_head_norms(self, fused: FusedAttention) -> FusedAttention:
+        q_norm, k_norm = (self._private(value, RMSNorm) for value in (fused.q, fused.k))
+        if q_norm is None or k_norm is None or q_norm[0].eps != k_norm[0].eps:
             return fused
-        q_norm, k_norm = norms
-        assert q_norm is not None
-        assert k_norm is not None
-        if q_norm.kind.eps != k_norm.kind.eps:  # type: ignore[union-attr]
+        if (q_norm[0].num_heads, k_norm[0].num_heads) != (fused.spec.num_heads, fused.spec.num_kv_heads):
             return fused
         self.taken.update((fused.q.index, fused.k.index))
-        return replace(fused, q=q_norm.inputs[0], k=k_norm.inputs[0], q_norm=q_norm.kind, k_norm=k_norm.kind)  # type: ignore[arg-type]
+        return replace(fused, q=q_norm[1], k=k_norm[1], q_norm=q_norm[0], k_norm=k_norm[0])
 
-    def _single_use(self, value: Value, kind: type) -> Op | None:
+    def _private(self, value: Value, kind: type[K]) -> tuple[K, Value] | None:
+        """The op of that kind that makes `value`, and its input, if nobody else reads either: backends turn and norm
+        heads in place.
+        """
         op = self.ops[value.index]
-        return op if isinstance(op.kind, kind) and self.uses[value.index] == 1 else None
+        if isinstance(op.kind, kind) and all(self.uses[v.index] == 1 for v in (value, *op.inputs)):
+            return op.kind, op.inputs[0]
+        return None
 
 
 def _merge_siblings(ops: list[Fused], input_kind: Callable[[str], Hashable]) -> list[Fused]:

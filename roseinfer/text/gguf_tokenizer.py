@@ -133,17 +133,14 @@ def _bpe(model: type[BPE], tokens: GgufTokens, merges: list[tuple[str, ...]], op
 
 
 def _build_sentencepiece(tokens: GgufTokens, metadata: Metadata) -> Tokenizer:
-    scores = _numbers(metadata, "scores", len(tokens.texts))
-    if not np.isfinite(scores).all():
+    if not np.isfinite(_numbers(metadata, "scores", len(tokens.texts))).all():
         raise TokenizerError("tokenizer.ggml.scores holds something else than finite numbers")
     control = tokens.of_types(TokenType.CONTROL, TokenType.UNKNOWN)
-    pieces = dict(tokens.ids)
-    for text in (*control, *tokens.of_types(TokenType.BYTE, TokenType.UNUSED)):
-        del pieces[text]
     add_space_prefix = _flag(metadata, "add_space_prefix", True)
     encoder = SentencePieceEncoder(
-        pieces,
-        scores.tolist(),
+        tokens.ids,
+        metadata["tokenizer.ggml.scores"],
+        hidden_ids={*control.values(), *tokens.of_types(TokenType.BYTE, TokenType.UNUSED).values()},
         added=tokens.of_types(TokenType.USER_DEFINED),
         control=control,
         byte_ids=find_byte_ids(tokens.ids, _id(metadata, "unknown", len(tokens.texts))),
@@ -174,6 +171,7 @@ def _tokenizer(
         prefix_ids=() if bos_id is None else (bos_id,),
         add_prefix=_flag(metadata, "add_bos_token", add_bos),
         strip_space=strip_space,
+        max_token_chars=max(map(len, tokens.texts)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ class LibraryEncoder:
     """Releases the GIL while it encodes. Nothing is truncated or padded, whatever the file asks for."""
 
     def __init__(self, tokenizer: LibraryTokenizer) -> None:
+        # One text at a time gains nothing from the library's thread pool, which would not survive a fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -41,7 +44,8 @@ class LibraryEncoder:
     def encode(self, text: str, parse_special: bool) -> list[int]:
         with library_errors("the text cannot be tokenised"):
             tokenizer = self._tokenizer if parse_special else self._literal_tokenizer()
-            return tokenizer.encode(text, add_special_tokens=False).ids
+            # Of the library's calls only those for batches let other threads run.
+            return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _literal_tokenizer(self) -> LibraryTokenizer:
         """A second tokenizer, for the setting belongs to the object and other threads are using the first."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ def _pattern_of(starts: Iterable[str]) -> re.Pattern[str] | None:
 class SegmentCutter:
     """Cuts text at places that no piece spans. May overlook one (pairs share buckets), never invents one."""
 
-    def __init__(self, pieces: Sequence[str]) -> None:
+    def __init__(self, pieces: Iterable[str]) -> None:
         self._spanned = np.zeros(_NUM_PAIR_BUCKETS, dtype=np.bool_)
         self._spanned[_pair_buckets("\0".join(pieces))] = True
 
@@ -94,28 +94,31 @@ def _pair_buckets(text: str) -> npt.NDArray[np.uint32]:
 
 
 class SentencePieceEncoder:
-    """Thread safe. `added`: found in the text always; `control`: only where special tokens are parsed.
+    """Thread safe. `token_ids` are all of the vocabulary; `hidden_ids` those that plain text never becomes.
 
-    `byte_ids` are the 256 ids that stand in for the UTF-8 bytes of a character without a piece.
+    `added` is found in the text always, `control` only where special tokens are parsed. `byte_ids` are the 256 ids
+    that stand in for the UTF-8 bytes of a character without a piece.
     """
 
     def __init__(
         self,
-        piece_ids: Mapping[str, int],
+        token_ids: Mapping[str, int],
         scores: Sequence[float],
         *,
+        hidden_ids: Set[int],
         added: Mapping[str, int],
         control: Mapping[str, int],
         byte_ids: Sequence[int],
         add_space_prefix: bool,
     ) -> None:
-        self._piece_ids = piece_ids
+        self._token_ids = token_ids
+        self._hidden_ids = hidden_ids
         self._scores = scores
         self._byte_ids = byte_ids
         self._add_space_prefix = add_space_prefix
         self._plain_splitter = AddedTokens(added)
         self._special_splitter = AddedTokens({**added, **control})
-        self._cutter = SegmentCutter(list(piece_ids))
+        self._cutter = SegmentCutter(token_ids)
         self._cache: dict[str, Ids] = {}
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
@@ -149,12 +152,16 @@ class SentencePieceEncoder:
     def _encode_segment(self, segment: str) -> Ids:
         ids: list[int] = []
         for piece in self._merge(segment):
-            token_id = self._piece_ids.get(piece)
+            token_id = self._piece_id(piece)
             if token_id is None:  # only ever a single character
                 ids.extend(self._byte_ids[byte] for byte in piece.encode())
             else:
                 ids.append(token_id)
         return tuple(ids)
+
+    def _piece_id(self, text: str) -> int | None:
+        token_id = self._token_ids.get(text)
+        return None if token_id in self._hidden_ids else token_id
 
     def _merge(self, segment: str) -> list[str]:
         """Merge the neighbours whose union has the highest score, the leftmost such, until there are none."""
@@ -167,7 +174,7 @@ class SentencePieceEncoder:
             if start < 0 or middle >= length:
                 return
             stop = stops[middle]
-            token_id = self._piece_ids.get(segment[start:stop])
+            token_id = self._piece_id(segment[start:stop])
             if token_id is not None:
                 heapq.heappush(merges, (-self._scores[token_id], start, stop))
 

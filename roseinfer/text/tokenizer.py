@@ -21,7 +21,8 @@ class Tokenizer:
     """Thread safe. Made by `load_tokenizer`.
 
     `prefix_ids` is what a text of this model starts with, usually BOS, and `add_prefix` whether it does so unasked;
-    `strip_space` says that encoding puts a space before a text, which decoding takes away again.
+    `strip_space` says that encoding puts a space before a text, which decoding takes away again;
+    `max_token_chars` is how much of a text one token may stand for, None where nobody knows.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Tokenizer:
         prefix_ids: Sequence[int],
         add_prefix: bool,
         strip_space: bool,
+        max_token_chars: int | None = None,
     ) -> None:
         self._encoder = encoder
         self._vocabulary = vocabulary
         self._prefix_ids = list(prefix_ids)
         self._add_prefix = add_prefix
         self._strip_space = strip_space
+        self._max_token_chars = max_token_chars
         self.bos_id = bos_id
         self.eos_ids = tuple(dict.fromkeys(eos_ids))  # the model's own EOS first
         self.pad_id = pad_id
@@ -61,6 +64,10 @@ class Tokenizer:
         if wants_prefix and ids[: len(self._prefix_ids)] != self._prefix_ids:
             return [*self._prefix_ids, *ids]
         return ids
+
+    def min_num_tokens(self, text: str) -> int:
+        """No encoding of `text` has fewer ids. Costs nothing: a hopeless prompt can be refused before `encode`."""
+        return -(-len(text) // self._max_token_chars) if self._max_token_chars else 0
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids to generate from, never none: an empty prompt starts from BOS, or EOS where there is no BOS.

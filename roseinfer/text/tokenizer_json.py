@@ -71,8 +71,8 @@ def _vocabulary(library: LibraryTokenizer, decoder: TokenDecoder, end_ids: Itera
 
 
 def _vocab_size(library: LibraryTokenizer) -> int:
-    """One more than the highest id: added tokens may lie behind a gap."""
-    size = max(library.get_vocab_size(), *library.get_added_tokens_decoder(), 0) + 1
+    """The number of tokens, or more where added tokens lie behind a gap."""
+    size = max(library.get_vocab_size(), 1 + max(library.get_added_tokens_decoder(), default=0))
     if size > _MAX_VOCAB_SIZE:
         raise TokenizerError(f"the tokenizer has ids up to {size - 1}; at most {_MAX_VOCAB_SIZE} are supported")
     return size
@@ -137,7 +137,7 @@ class _Settings:
         ids = self._generation.get(key, self._model.get(key))
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         for token_id in ids:
-            if type(token_id) is not int or self._library.id_to_token(max(token_id, 0)) is None or token_id < 0:
+            if type(token_id) is not int or not 0 <= token_id < _vocab_size(self._library):
                 raise TokenizerError(f"{key} is {token_id!r}, which the tokenizer does not know")
         return ids
 

@@ -61,3 +61,9 @@ def test_the_space_of_the_encoding(continuation: bool, text: str) -> None:
 
 def test_completions_are_continuations_by_default() -> None:
     assert SPM.detokenizer().push(SPM.encode("hello", add_bos=False)) == " hello"
+
+
+def test_only_the_first_space_belongs_to_the_encoding() -> None:
+    hello = SPM.encode("hello", add_bos=False)
+    stream = SPM.detokenizer(continuation=False)
+    assert [stream.push(hello), stream.push(hello), stream.finish()] == ["hello", " hello", ""]

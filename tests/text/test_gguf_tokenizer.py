@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -92,6 +94,16 @@ def test_a_completion_keeps_its_leading_space(text: str, cut: int) -> None:
     assert SPM.decode(ids) == whole.removeprefix(" ") == text
 
 
+@BOTH
+@given(st.text(st.sampled_from("hello w12é漢<|im_end|>=a")), st.booleans())
+def test_the_lower_bound_holds(tokenizer: Tokenizer, text: str, parse_special: bool) -> None:
+    assert tokenizer.min_num_tokens(text) <= len(tokenizer.encode(text, add_bos=False, parse_special=parse_special))
+
+
+def test_the_lower_bound_grows_with_the_text() -> None:
+    assert BYTE_LEVEL.min_num_tokens("a" * 1000) == 100  # its longest token has ten characters
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud83d\ude00"])
 @BOTH
 def test_lone_surrogates(tokenizer: Tokenizer, text: str) -> None:
@@ -114,6 +126,17 @@ def test_threads_agree(tokenizer: Tokenizer) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: fresh.encode(texts[i], parse_special=bool(i % 2)), range(50)))
     assert found == expected
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    """Or one long prompt would stop the server's event loop."""
+    encoding = threading.Thread(target=BYTE_LEVEL.encode, args=("hello world, " * 100_000,))
+    num_turns = 0
+    encoding.start()
+    while encoding.is_alive():
+        time.sleep(0.001)
+        num_turns += 1
+    assert num_turns > 20
 
 
 def test_end_tokens_by_id_and_by_name() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from roseinfer.text import Tokenizer, load_tokenizer
@@ -90,14 +90,12 @@ def test_special_tokens_as_text(smollm2: Tokenizer, gemma3: Tokenizer) -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_smollm2_round_trip(smollm2: Tokenizer, text: str) -> None:
     kept = "".join(char for char in text if not MISSING_IN_SMOLLM2 & set(char.encode()))
     assert smollm2.decode(smollm2.encode(kept, parse_special=False)) == kept
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=60))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_gemma3_round_trip(gemma3: Tokenizer, text: str) -> None:
     assert gemma3.decode(gemma3.encode(text, parse_special=False)) == text
 

@@ -1,0 +1,90 @@
+"""The doors with a real, tiny model behind them: the seed's torch file and a tokenizer.json of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from roseinfer.core.errors import DeviceError
+from roseinfer.engine import InferenceEngine
+from roseinfer.server import create_app
+from tests.tiny_models import TinyModel
+
+PROMPTS = ["Hello", "naïve café", "x"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_only = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    bytes_only.add_special_tokens(["<|endoftext|>"])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    bytes_only.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[[str], TinyModel]) -> TinyModel:
+    return tiny_model("torch-file")
+
+
+@pytest.fixture(scope="module")
+def engine(model: TinyModel, tokenizer: Path) -> Iterator[InferenceEngine]:
+    with InferenceEngine(
+        checkpoint_path=str(model.path), tokenizer_name=str(tokenizer), device="cpu", use_amp=False, threads=1
+    ) as engine:
+        yield engine
+
+
+def greedy(model: TinyModel, tokenizer: Path, prompt: str, max_new_tokens: int) -> str:
+    """The reference model's choice, one whole forward per token."""
+    encoder = Tokenizer.from_file(str(tokenizer))
+    ids = encoder.encode(prompt).ids
+    for _ in range(max_new_tokens):
+        ids.append(int(model.logits(ids)[-1].argmax()))
+    return encoder.decode(ids)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_is_the_references_choice(
+    engine: InferenceEngine, model: TinyModel, tokenizer: Path, prompt: str
+) -> None:
+    text = engine.generate(prompt=prompt, max_new_tokens=24, stop_on_eos=False)
+    assert text == greedy(model, tokenizer, prompt, 24)
+
+
+def test_server_and_library_agree(engine: InferenceEngine) -> None:
+    async def ask() -> list[str]:
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            bodies = [{"prompt": p, "max_new_tokens": 16, "do_sample": True, "seed": 5} for p in PROMPTS]
+            replies = await asyncio.gather(*[client.post("/generate", json=body) for body in bodies])
+            return [reply.json()["text"] for reply in replies]
+
+    alone = [engine.generate(prompt, max_new_tokens=16, do_sample=True, seed=5) for prompt in PROMPTS]
+    assert asyncio.run(ask()) == alone
+
+
+def test_inspect_tells_what_a_model_takes(model: TinyModel, tokenizer: Path) -> None:
+    command = [sys.executable, "-m", "roseinfer", "inspect", str(model.path), "--tokenizer", str(tokenizer)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for said in ["architecture  gpt2", "container     torch_file", "weights ", "KV cache ", "activations "]:
+        assert said in done.stdout
+
+
+def test_no_cuda_is_one_clear_error(model: TinyModel, tokenizer: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA")
+    with pytest.raises(DeviceError, match="--device cpu"):
+        InferenceEngine(str(model.path), str(tokenizer), device="cuda")
