@@ -126,13 +126,13 @@ class InferenceEngine:
         flags = {"model": checkpoint_path, "tokenizer": tokenizer_name, "device": chosen, **settings}
         flags.setdefault("dtype", dtype_of(use_amp, bf16))
         config = load_config(flags)
-        self._start(*_load(config, None), config.seed, config.served_model_name)
+        self._start(*_load(config, None), config.seed, _served_name(config))
 
     @classmethod
     def from_config(cls, config: Config, say: Callable[[str], None] | None = None) -> Self:
         """`say` gets a line about each thing that takes time."""
         engine = cls.__new__(cls)
-        engine._start(*_load(config, say), config.seed, config.served_model_name)
+        engine._start(*_load(config, say), config.seed, _served_name(config))
         return engine
 
     @classmethod
@@ -190,12 +190,22 @@ class InferenceEngine:
         if params.seed is None:
             params = dataclasses.replace(params, seed=self._seed)
         params.check()  # a prompt is tokenised only if the rest is sound
+        self._check_length(prompt)
         ids = self.tokenizer.encode_prompt(prompt)
         max_tokens = DEFAULT_MAX_NEW_TOKENS if params.max_new_tokens is None else params.max_new_tokens
         request = self.client.make_request(ids, params.sampling_params(max_tokens))
         if request.max_tokens != (params.max_new_tokens or request.max_tokens):  # the client cut it to what fits
             raise _too_many_tokens(len(ids), max_tokens, self.client.max_model_len)
         return Generation(prompt, request, self.tokenizer.detokenizer())
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuses what cannot fit, however it is tokenised, before any work is done on it."""
+        at_least, limit = self.tokenizer.min_num_tokens(prompt), self.client.max_model_len
+        if at_least >= limit:
+            raise ContextLengthError(
+                f"the prompt has at least {at_least} tokens, but the context length is {limit} tokens, "
+                "prompt and completion together"
+            )
 
     def stream(self, generation: Generation) -> Iterator[str]:
         """Runs it; closing the iterator early ends the request."""
@@ -238,9 +248,10 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
     from roseinfer.catalog import resolve_model, resolve_tokenizer
     from roseinfer.checkpoints import open_checkpoint
     from roseinfer.engine.client import EngineClient
-    from roseinfer.engine.loader import build_engine
+    from roseinfer.engine.loader import build_engine, check_device
     from roseinfer.text import load_tokenizer
 
+    check_device(config.device)
     checkpoint = open_checkpoint(resolve_model(config.model, config.models_dir, say))
     named = config.tokenizer
     tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
@@ -256,11 +267,20 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
         max_running=config.max_running,
         kv_cache_memory=config.kv_cache_memory,
         prefix_cache=config.prefix_cache,
+        progress=say,
     )
+    checkpoint.close()  # the weights are packed, the tokenizer is built: the file's pages can go
     eos_ids = sorted({i for i in (*info.eos_ids, *tokenizer.eos_ids) if i < info.vocab_size})
     client = EngineClient(engine, eos_ids=eos_ids, max_queue=config.max_queue)
     client.start()
     return client, tokenizer, info
+
+
+def _served_name(config: Config) -> str | None:
+    """As it was asked for, if by a name; None = the file's."""
+    from roseinfer.catalog import CATALOG
+
+    return config.served_model_name or (config.model if config.model in CATALOG else None)
 
 
 def _one_each(

@@ -71,6 +71,7 @@ class Transcript:
         self.token_ids: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[float]] = {}
         self.top_ids: dict[str, list[list[int]]] = {}
+        self.top_logprobs: dict[str, list[list[float]]] = {}
         self.ends: dict[str, TokenOutput] = {}
 
     def add(self, outputs: Iterable[TokenOutput]) -> None:
@@ -79,6 +80,7 @@ class Transcript:
             self.token_ids.setdefault(output.request_id, []).extend(output.token_ids)
             self.logprobs.setdefault(output.request_id, []).extend(output.logprobs)
             self.top_ids.setdefault(output.request_id, []).extend(output.top_ids)
+            self.top_logprobs.setdefault(output.request_id, []).extend(output.top_logprobs)
             if output.finish_reason is not None:
                 self.ends[output.request_id] = output
 
@@ -89,6 +91,7 @@ class Transcript:
             self.token_ids[request_id],
             self.logprobs[request_id],
             self.top_ids[request_id],
+            self.top_logprobs[request_id],
             end.finish_reason,
             end.stop_token_id,
         )

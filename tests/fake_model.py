@@ -84,6 +84,9 @@ class FakeTokenizer:
     vocab_size = VOCAB_SIZE
     eos_ids = (EOS,)
 
+    def min_num_tokens(self, text: str) -> int:
+        return len(text)
+
     def encode_prompt(self, text: str) -> list[int]:
         return list(text.encode()) or [BOS]
 

@@ -1,15 +1,15 @@
 """Every error that roseinfer raises on purpose.
 
-    RoseinferError
-    ├── InvalidRequestError        a field of one request is wrong; HTTP 400
-    │   └── ContextLengthError     the prompt (plus max_tokens) does not fit; names both counts
-    ├── OverloadedError            the queue is full or the server is draining; HTTP 503
-    ├── EngineError                a request died of a fault of ours; HTTP 500
-    ├── ConfigError                a flag, variable or TOML key is wrong
-    │   └── DeviceError            the device asked for is not there
-    └── CheckpointError            a model file is damaged, hostile or not what it says
-        ├── UnsupportedModelError  sound, but an architecture or format we do not run
-        └── TokenizerError         the vocabulary or the merges are unusable
+RoseinferError
+├── InvalidRequestError        a field of one request is wrong; HTTP 400
+│   └── ContextLengthError     the prompt (plus max_tokens) does not fit; names both counts
+├── OverloadedError            the queue is full or the server is draining; HTTP 503
+├── EngineError                a request died of a fault of ours; HTTP 500
+├── ConfigError                a flag, variable or TOML key is wrong
+│   └── DeviceError            the device asked for is not there
+└── CheckpointError            a model file is damaged, hostile or not what it says
+    ├── UnsupportedModelError  sound, but an architecture or format we do not run
+    └── TokenizerError         the vocabulary or the merges are unusable
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class SamplingParams:
             _check_int("seed", self.seed, 0, MAX_SEED)
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequestError(
-                f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, got {len(self.stop_token_ids)}", "stop_token_ids"
+                f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, got {len(self.stop_token_ids)}",
+                "stop_token_ids",
             )
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
@@ -58,13 +59,20 @@ class SamplingParams:
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"{name} must be an integer, got {value!r}", name)
+        raise InvalidRequestError(f"{name} must be an integer, got {_shown(value)}", name)
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {value}", name)
+        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {_shown(value)}", name)
 
 
 def _check_float(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(f"{name} must be a number, got {value!r}", name)
+        raise InvalidRequestError(f"{name} must be a number, got {_shown(value)}", name)
     if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {value}", name)
+        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {_shown(value)}", name)
+
+
+def _shown(value: object) -> str:
+    """For messages: an integer of thousands of digits is neither printed nor converted, which Python would refuse."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.80}"

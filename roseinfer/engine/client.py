@@ -81,6 +81,11 @@ class EngineClient:
     def is_alive(self) -> bool:
         return self._refusal is None
 
+    def check_alive(self) -> None:
+        """Raises `EngineError` with the reason if nothing can be submitted any more."""
+        if self._refusal is not None:
+            raise EngineError(self._refusal)
+
     def stats(self) -> EngineStats:
         """The engine's snapshot of its last step."""
         return self._stats

@@ -66,9 +66,8 @@ def build_engine(
     or one request the whole context, within a quarter of the machine's memory. Pages are committed when used.
     Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
     """
+    check_device(device)
     say = progress or logger.debug
-    if device == "cuda":
-        raise DeviceError("--device cuda: no CUDA backend is available here; use --device cpu")
     say("reading the model")
     model = load_model(checkpoint)
     kv_dtype = _kv_dtype(kv_dtype, dtype)
@@ -113,11 +112,16 @@ def build_engine(
     return engine, info
 
 
+def check_device(device: str) -> None:
+    """Raises DeviceError for a device that cannot be served from; costs nothing, so it comes before a download."""
+    if device == "cuda":
+        raise DeviceError("device cuda: there is no CUDA backend yet; use --device cpu")
+
+
 def model_name(checkpoint: Checkpoint) -> str:
-    """What people call it: the name in the file, or the file's."""
-    named = checkpoint.config.get("general.name") if checkpoint.container == "gguf" else None
+    """What people call it: the file's name; what files say of themselves is often a training run's."""
     path = Path(checkpoint.path)
-    return str(named) if isinstance(named, str) and named else path.name if path.is_dir() else path.stem
+    return path.name if path.is_dir() else path.stem
 
 
 def weight_formats(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import roseinfer.backends.native._native as _native
 from roseinfer.backends import ProgramOptions
-from roseinfer.backends.native import _native
 from roseinfer.backends.native.program import NativeProgram
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.batch import Float32Array
@@ -121,7 +121,9 @@ class _Compiler:
 
     def _norm_outputs_read_by_linears_only(self) -> set[int]:
         """A norm writes the prepared form itself; nobody reads its floats then."""
-        norms = {op.output.index for op in self.fused if isinstance(op, Op) and isinstance(op.kind, RMSNorm | LayerNorm)}
+        norms = {
+            op.output.index for op in self.fused if isinstance(op, Op) and isinstance(op.kind, RMSNorm | LayerNorm)
+        }
         for op in self.fused:
             reads = set(inputs_of(op)) - ({op.x} if self._reads_prepared(op) else set())  # type: ignore[union-attr]
             if isinstance(op, FusedLinear) and op.residual == op.x:
@@ -176,7 +178,11 @@ class _Compiler:
 
     def stored_format(self, tensor: Tensor) -> str:
         """Unquantised matrices are held in the dtype asked for; quantised ones stay as they are."""
-        return REQUESTED_FORMATS.get(self.options.dtype, tensor.format) if tensor.format in FLOAT_FORMATS else tensor.format
+        return (
+            REQUESTED_FORMATS.get(self.options.dtype, tensor.format)
+            if tensor.format in FLOAT_FORMATS
+            else tensor.format
+        )
 
     def in_requested_precision(self, tensor: Tensor) -> Tensor:
         wanted = self.stored_format(tensor)
@@ -188,8 +194,11 @@ class _Compiler:
             raise ConfigError(f"tensor {tensor.name} has values that dtype {self.options.dtype} cannot hold")
         return converted
 
+    def required_vector(self, name: str) -> Float32Array:
+        return np.ascontiguousarray(self.weights[name].numpy(), dtype=np.float32)
+
     def vector(self, name: str | None) -> Float32Array | None:
-        return None if name is None else np.ascontiguousarray(self.weights[name].numpy(), dtype=np.float32)
+        return None if name is None else self.required_vector(name)
 
     # -- emitting -------------------------------------------------------------------------------------------
 
@@ -259,11 +268,11 @@ class _Compiler:
             case Rope(spec, num_heads):
                 program.add_rope_op(inputs[0], out, self.rope_table(spec), num_heads)
             case Add():
-                program.add_add(*inputs, out, rows)
+                program.add_add(inputs[0], inputs[1], out, rows)
             case Activation(kind):
                 program.add_activate(inputs[0], out, kind, rows)
             case Gated(activation):
-                program.add_gated(*inputs, out, activation, rows)
+                program.add_gated(inputs[0], inputs[1], out, activation, rows)
             case TakeLogitRows():
                 program.add_take_rows(inputs[0], out)
             case _:
@@ -275,7 +284,7 @@ class _Compiler:
             self.floats(op.output),
             self.buffer(op.output, "q8"),
             self.buffer(op.output, "bf16"),
-            self.vector(weight),
+            self.required_vector(weight),
             self.vector(bias),
             eps,
             num_heads,
