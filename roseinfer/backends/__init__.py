@@ -6,7 +6,7 @@ Found by folder: `roseinfer.backends.<name>.compile(graph, weights, options)`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ class ProgramOptions:
     isa: str = "auto"  # native only: auto | scalar | avx2 | avx512
 
 
+Progress = Callable[[int, int], None]  # bytes of weights loaded so far, and in all
+
+
 class Program(Protocol):
     """A compiled model with its weights and its KV memory. One thread calls it at a time."""
 
@@ -49,7 +52,13 @@ class Program(Protocol):
     def close(self) -> None: ...
 
 
-def compile_program(backend: str, graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions) -> Program:
+def compile_program(
+    backend: str,
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    options: ProgramOptions,
+    progress: Progress | None = None,
+) -> Program:
     module: Any = importlib.import_module(f"{__name__}.{backend}")
-    program: Program = module.compile(graph, weights, options)
+    program: Program = module.compile(graph, weights, options, progress=progress)
     return program

@@ -14,5 +14,6 @@ def dequantize(data: Bytes) -> Floats:
 
 
 def quantize(values: Floats) -> Bytes:
-    """Rounds to nearest, ties to even."""
-    return values.astype("<f2").view(np.uint8)
+    """Rounds to nearest, ties to even; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype("<f2").view(np.uint8)

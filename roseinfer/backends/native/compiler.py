@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import roseinfer.backends.native._native as _native
-from roseinfer.backends import ProgramOptions
+from roseinfer.backends import ProgramOptions, Progress
 from roseinfer.backends.native.program import NativeProgram
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.batch import Float32Array
@@ -41,7 +41,9 @@ MAX_POSITIONS = 2**31 - 1
 Form = tuple[int, str]
 
 
-def compile(graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions) -> NativeProgram:
+def compile(
+    graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, progress: Progress | None = None
+) -> NativeProgram:
     """Packs the weights and builds the program. `weights` are the graph's, by name; they are copied."""
     if options.isa not in ("auto", *_native.available_isas()):
         raise DeviceError(f"isa {options.isa!r} does not run here (here: {', '.join(_native.available_isas())})")
@@ -50,7 +52,7 @@ def compile(graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions
     for spec in graph.attention_specs:
         if spec.head_dim > _native.MAX_HEAD_DIM:
             raise UnsupportedModelError(f"head_dim {spec.head_dim} is above {_native.MAX_HEAD_DIM}")
-    return _Compiler(graph, weights, options).compile()
+    return _Compiler(graph, weights, options, progress or _ignore).compile()
 
 
 def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str, block_size: int = 16) -> int:
@@ -60,13 +62,18 @@ def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str, block_size: int = 
 
 
 class _Compiler:
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions) -> None:
+    def __init__(
+        self, graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, progress: Progress
+    ) -> None:
+        self.progress = progress
+        self.loaded_bytes = 0
         self.graph = graph
         self.weights = weights
         self.options = options
         self.isa: str = _native.isa(options.isa)
         self.pool = _native.ThreadPool(options.num_threads or usable_cores())
         self.packed: dict[str, Any] = {}
+        self.total_bytes = sum(tensor.data.nbytes for tensor in weights.values() if len(tensor.shape) == 2)
         self.rope_tables: dict[RopeSpec, int] = {}
 
     def compile(self) -> NativeProgram:
@@ -174,6 +181,8 @@ class _Compiler:
             rows, columns = tensor.shape
             tensor = self.in_requested_precision(tensor)
             self.packed[name] = _native.pack(tensor.format, rows, columns, tensor.data, self.pool)
+            self.loaded_bytes += self.weights[name].data.nbytes
+            self.progress(self.loaded_bytes, self.total_bytes)
         return self.packed[name]
 
     def stored_format(self, tensor: Tensor) -> str:
@@ -290,6 +299,10 @@ class _Compiler:
             num_heads,
             _rows(op.output),
         )
+
+
+def _ignore(loaded_bytes: int, total_bytes: int) -> None:
+    pass
 
 
 def _rows(value: Value) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from roseinfer.backends import ProgramOptions
+from roseinfer.backends import ProgramOptions, Progress
 from roseinfer.backends.sampling import sample
 from roseinfer.backends.torch import ops
 from roseinfer.backends.torch.kv_cache import PagedKVCache
@@ -28,8 +28,18 @@ _DTYPES = {
 }
 
 
-def compile(graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, device: str = "cpu") -> TorchProgram:
-    return TorchProgram(graph, weights, options, torch.device(device))
+def compile(
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    options: ProgramOptions,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> TorchProgram:
+    program = TorchProgram(graph, weights, options, torch.device(device))
+    if progress is not None:
+        total = sum(tensor.data.nbytes for tensor in weights.values())
+        progress(total, total)
+    return program
 
 
 class TorchProgram:
