@@ -3,7 +3,8 @@
     python examples/train_gpt2.py                       # the Python reference manual that CPython carries inside
     python examples/train_gpt2.py --text book.txt more.txt --minutes 10
 
-`--out` (examples/out) then holds `model.pt` and `tokenizer.json`. To serve and ask them:
+Two cores reach a perplexity of about 75 on held-out text, where a blind guess has 2048: English words and half
+sentences. `--out` (examples/out) then holds `model.pt` and `tokenizer.json`. To serve and ask them:
 
     python -m roseinfer.server --checkpoint-path examples/out/model.pt \\
         --tokenizer-name examples/out/tokenizer.json --device cpu
@@ -244,12 +245,8 @@ def train(model: GPT, train_ids: Tensor, args: argparse.Namespace) -> tuple[torc
 def save(out: Path, model: GPT, tokenizer: Tokenizer, optimizer: torch.optim.AdamW, step: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
-    checkpoint = {
-        "model": model.state_dict(),
-        "config": asdict(model.config),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
+    checkpoint = {"model": model.state_dict(), "config": asdict(model.config)}
+    checkpoint |= {"optimizer": optimizer.state_dict(), "step": step}
     torch.save(checkpoint, out / "model.pt")
 
 
@@ -258,20 +255,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE", help="UTF-8 files to learn from")
     parser.add_argument("--out", type=Path, default=Path("examples/out"))
     parser.add_argument("--minutes", type=float, default=2.0, help="how long to train")
-    parser.add_argument(
-        "--steps", type=int, help="train by steps, not by the clock: then the same seed, the same model"
-    )
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--steps", type=int, help="train by steps instead: then one seed gives one model")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--vocab-size", type=int, default=2048)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=has_fast_bf16(), help="multiply in bf16"
-    )
-    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=has_fast_bf16())
+    parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompt", default="The statement is")
     return parser.parse_args(argv)
@@ -284,9 +277,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = train_tokenizer(train_text, args.vocab_size)
     train_ids, held_out_ids = (torch.tensor(tokenizer.encode(text).ids) for text in (train_text, held_out_text))
     if min(len(train_ids), len(held_out_ids)) <= args.context + 1:
-        raise SystemExit(
-            f"the text is too short: {len(train_ids)} + {len(held_out_ids)} tokens, --context {args.context}"
-        )
+        raise SystemExit(f"the text is too short: {len(train_ids)} + {len(held_out_ids)} tokens")
     model = GPT(
         ModelConfig(
             vocab_size=tokenizer.get_vocab_size(),
@@ -298,9 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     )
     num_parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"{num_parameters / 1e6:.1f} M parameters, {len(train_ids)} tokens to learn from, {len(held_out_ids)} held out"
-    )
+    print(f"{num_parameters / 1e6:.1f} M parameters, {len(train_ids)} tokens to train on, {len(held_out_ids)} held out")
     optimizer, step = train(model, train_ids, args)
     save(args.out, model, tokenizer, optimizer, step)
     loss = validation_loss(model, held_out_ids, args.context)

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "constraints": {"core"},
     "scheduler": {"core", "cache"},
     "text": {"core", "checkpoints"},
-    "engine": {"core", "text"} | _COMPUTE | _CONTROL,
+    "engine": {"core"} | _COMPUTE | _CONTROL,  # token ids only: text stays with the doors
     "catalog": {"core"},
     "inference_engine": _BELOW_DOORS,
     "report": _BELOW_DOORS | {"inference_engine"},

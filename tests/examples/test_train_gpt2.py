@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer
 
 from roseinfer.checkpoints import open_checkpoint
+from roseinfer.engine import InferenceEngine
 from roseinfer.models import load_model
 from tests.harness import compile_model, teacher_forced_logits
 from tests.text_samples import real_text
@@ -163,7 +164,8 @@ def test_the_sample_starts_with_the_prompt(trained: Run) -> None:
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     def weights(name: str, seed: str) -> np.ndarray:
         run = run_example(tmp_path / name, "--steps", "3", "--seed", seed)
-        return run.checkpoint()["model"]["blocks.0.mlp.fc1.weight"].numpy()
+        values: np.ndarray = run.checkpoint()["model"]["blocks.0.mlp.fc1.weight"].numpy()
+        return values
 
     first = weights("a", "1")
     assert np.array_equal(first, weights("b", "1"))
@@ -218,3 +220,18 @@ def test_the_served_logits_are_the_modules(trained: Run, backend: str) -> None:
     finally:
         served.close()
     np.testing.assert_allclose(logits, _module_logits(trained, token_ids), atol=1e-4, rtol=0)
+
+
+def test_the_engine_continues_a_prompt_as_the_module_does(trained: Run) -> None:
+    """The seed's own flow: train, then hand both files to InferenceEngine."""
+    tokenizer, prompt = trained.tokenizer(), "An exception is"
+    end = tokenizer.token_to_id("<|endoftext|>")
+    expected = tokenizer.decode(trained.model().generate(tokenizer.encode(prompt).ids, 24, end))
+    engine = InferenceEngine(
+        checkpoint_path=str(trained.out / "model.pt"),
+        tokenizer_name=str(trained.out / "tokenizer.json"),
+        device="cpu",
+        use_amp=False,
+    )
+    with engine:
+        assert engine.generate(prompt=prompt, max_new_tokens=24) == expected

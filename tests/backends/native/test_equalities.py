@@ -8,8 +8,8 @@ weight format, dtype, kind of KV cache and instruction set.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from roseinfer.scheduler.scheduler import Scheduler
 from tests import tiny_models
 from tests.fake_engine import Transcript, make_request
 from tests.harness import compile_model, teacher_forced_logits, teacher_forced_logits_batched
-from tests.tiny_models import LLAMA, WIDE, GGUFRecipe, TinyModel, build_gguf
+from tests.tiny_models import WIDE, GGUFRecipe, TinyModel, build_gguf
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 288  # of the programs; a schedule's pool may be smaller
@@ -135,6 +135,11 @@ class Subject:
     programs: dict[int, Program] = field(default_factory=dict)
     _alone: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    @property
+    def is_slow(self) -> bool:
+        """A hundred times slower than the others: made for correctness, and run on less."""
+        return self.variant.isa == "scalar"
+
     def program(self, num_threads: int = 1) -> Program:
         if num_threads not in self.programs:
             self.programs[num_threads] = compile_model("native", self.model, self.variant.options(num_threads))
@@ -186,12 +191,7 @@ ARCHITECTURES = [
     Variant("gguf-gemma3-q5_0", kv_dtype="bfloat16"),
 ]
 KV_DTYPES = ("float16", "bfloat16", "float32")
-FORMATS = [
-    Variant(f"format-{name}", dtype, KV_DTYPES[i % 3])
-    for i, name in enumerate(format_names())
-    for dtype in ("auto", "float32")
-    if (name, dtype) != ("f32", "float32")
-]
+FORMATS = [Variant(f"format-{name}", kv_dtype=KV_DTYPES[i % 3]) for i, name in enumerate(format_names())]
 DTYPES = [
     Variant(name, dtype)
     for name in ("llama-biases", "gemma3", "gpt2", "torch-file-bf16")
@@ -201,17 +201,18 @@ LOWER = [
     Variant(name, dtype, isa=isa)
     for isa in LOWER_ISAS
     for name, dtype in (
-        ("llama", "auto"),
         ("gemma3", "auto"),
         ("gpt2", "bfloat16"),
-        ("format-q4_0", "auto"),
+        ("gguf-llama-rope-linear", "auto"),
+        ("gguf-qwen2-rope-yarn", "float32"),
         ("format-q4_k", "auto"),
-        ("format-q4_1", "float32"),
-        ("format-q6_k", "auto"),
     )
 ]
+SCHEDULED = [*ARCHITECTURES, *FORMATS, *DTYPES, *LOWER]
+# Their kernels run above already; what differs is what the rows are made of.
 OTHERS = [
-    Variant(name) for name in tiny_models.NAMES if name not in {variant.name for variant in (*ARCHITECTURES, *DTYPES)}
+    *[Variant(variant.name, "float32") for variant in FORMATS if variant.name != "format-f32"],
+    *[Variant(name) for name in tiny_models.NAMES if name not in {variant.name for variant in SCHEDULED}],
 ]
 HEAD_DIM_OF_K_QUANTS = 32
 # Rows of 256 for the K-quants, heads as wide as a block of the others.
@@ -243,7 +244,7 @@ def architecture(request: pytest.FixtureRequest, make_subject: Callable[[Variant
     return make_subject(request.param)
 
 
-@pytest.fixture(scope="module", params=[*ARCHITECTURES, *FORMATS, *DTYPES, *LOWER, *OTHERS], ids=str)
+@pytest.fixture(scope="module", params=[*SCHEDULED, *OTHERS], ids=str)
 def subject(request: pytest.FixtureRequest, make_subject: Callable[[Variant], Subject]) -> Subject:
     return make_subject(request.param)
 
@@ -255,8 +256,9 @@ def test_the_workload_is_worth_comparing(architecture: Subject) -> None:
     """Long enough for two splits, and not one token over and over."""
     results = [architecture.alone(request) for request in WORKLOAD]
     assert sum(len(request.prompt_ids) > SPLIT for request in WORKLOAD) >= 2
-    assert len({token_id for result in results for token_id in result[0]}) > 20
-    assert len({tuple(result[1]) for result in results}) == len(WORKLOAD)
+    assert len({token_id for result in results for token_id in result[0]}) > 10
+    third_logprobs = [top[2] for result in results for top in result[3]]
+    assert len(set(third_logprobs)) > 0.9 * len(third_logprobs)
 
 
 @pytest.mark.parametrize("count", [2, 7, 32])
@@ -308,7 +310,7 @@ def test_resubmitted(architecture: Subject) -> None:
 
 SCHEDULES = st.builds(
     Schedule,
-    max_batch_tokens=st.sampled_from([1, 8, 33, 64, 200, 512]),
+    max_batch_tokens=st.sampled_from([5, 16, 33, 64, 200, 512]),
     max_chunk_tokens=st.sampled_from([1, 16, 64, None]) | st.integers(1, 300),
     max_running=st.sampled_from([1, 2, 7, 32]),
     num_blocks=st.sampled_from([20, 24, 40, NUM_BLOCKS]),
@@ -316,16 +318,17 @@ SCHEDULES = st.builds(
     num_threads=st.sampled_from([1, 2]),
     arrivals_per_step=st.sampled_from([1, 3, 32]),
 )
-ORDERS = st.tuples(st.permutations(WORKLOAD), st.sampled_from([2, 7, 32])).map(lambda drawn: drawn[0][: drawn[1]])
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-@given(requests=ORDERS, schedule=SCHEDULES)
-def test_any_schedule(subject: Subject, requests: list[AddRequest], schedule: Schedule) -> None:
-    subject.check(requests, schedule)
+@pytest.mark.parametrize("subject", SCHEDULED, indirect=True, ids=str)
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(data=st.data(), schedule=SCHEDULES)
+def test_any_schedule(subject: Subject, data: st.DataObject, schedule: Schedule) -> None:
+    count = data.draw(st.sampled_from([2, 7] if subject.is_slow else [2, 7, 32]))
+    subject.check(data.draw(st.permutations(WORKLOAD[:count])), schedule)
 
 
-SEQUENCE = np.random.default_rng(1).integers(0, tiny_models.VOCAB_SIZE, SPLIT + 45).tolist()
+SEQUENCE = np.random.default_rng(1).integers(0, tiny_models.VOCAB_SIZE, SPLIT + 20).tolist()
 NEIGHBOURS = [np.random.default_rng(n).integers(0, tiny_models.VOCAB_SIZE, n).tolist() for n in (1, 16, 90, 30, 17, 47)]
 
 
@@ -334,10 +337,10 @@ def test_every_row_of_logits(subject: Subject) -> None:
     options = subject.variant.options()
     whole = teacher_forced_logits(subject.program(), SEQUENCE, [len(SEQUENCE)], options)
     assert np.isfinite(whole).all()
-    for chunk_sizes in ([1], [16], [64], [7, 100, 1, 33]):
-        chunked = teacher_forced_logits(subject.program(2), SEQUENCE, chunk_sizes, options)
+    for chunk_sizes in [[7, 100, 1, 33], [1], [16], [64]][: 1 if subject.is_slow else 4]:
+        chunked = teacher_forced_logits(subject.program(), SEQUENCE, chunk_sizes, options)
         np.testing.assert_array_equal(chunked, whole)
-    sizes = [[100, 1, 23], [1], [5], [90], [1, 2], [17], [9]]
+    sizes = [[100, 1, 63], [1], [5], [90], [1, 2], [17], [9]]
     together = teacher_forced_logits_batched(subject.program(2), [SEQUENCE, *NEIGHBOURS], sizes, options)
     np.testing.assert_array_equal(together[0], whole)
     for neighbour, logits in zip(NEIGHBOURS, together[1:], strict=True):
