@@ -23,6 +23,7 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/engine.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

@@ -27,7 +27,7 @@ struct AttendTask {
   float scale;
   int window;  // 0 = all earlier tokens
   KvType type;
-  const uint8_t* keys;    // block 0 of this layer and KV head: [padded head_dim][16]
+  const uint8_t* keys;    // block 0 of this layer and KV head: [head_dim][16]
   const uint8_t* values;  // block 0 likewise: [16][padded head_dim]
   int64_t block_stride;   // bytes from one block to the next
   const int32_t* block_table;

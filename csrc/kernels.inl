@@ -17,8 +17,9 @@ constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
 // ---- elementary functions -----------------------------------------------------------------------------------
 
 // e^x by 2^n × polynomial(r) (Cephes' coefficients), relative error below 2e-7; x is clamped to [-87, 88].
+// A NaN stays one (min and max give their second operand then): a broken row has to be seen in its logits.
 inline F exp(F x) {
-  x = min(max(x, set1(-87.0f)), set1(88.0f));
+  x = min(set1(88.0f), max(set1(-87.0f), x));
   const F n = round(x * set1(1.44269504088896341f));
   F r = fma(n, set1(-0.693359375f), x);
   r = fma(n, set1(2.12194440e-4f), r);

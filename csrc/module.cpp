@@ -143,9 +143,10 @@ Step checked_step(const Program& p, int64_t vocab_size, int64_t max_positions, c
   for (int r = 0; r < s.num_rows; ++r) {
     const int first = s.row_offsets[r], last = s.row_offsets[r + 1];
     require(first < last, "a row has no tokens");
+    require(last <= s.num_tokens, "row_offsets run past the tokens");
     for (int t = first; t < last; ++t) {
       require(s.token_ids[t] >= 0 && s.token_ids[t] < vocab_size, "a token id is outside the vocabulary");
-      require(s.positions[t] == s.positions[first] + (t - first), "a row's positions are not consecutive");
+      require(s.positions[t] == int64_t(s.positions[first]) + (t - first), "a row's positions are not consecutive");
     }
     require(s.positions[first] >= 0 && s.positions[last - 1] < max_positions, "a position is outside the model");
     const int blocks = s.positions[last - 1] / KV_BLOCK + 1;
@@ -232,6 +233,7 @@ std::vector<float> padded_to_tiles(const Array<float>& bias) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a daemon thread keeps its program when the interpreter ends
   m.doc() = "roseinfer's CPU kernels";
   m.attr("KV_BLOCK") = KV_BLOCK;
   m.attr("MAX_HEAD_DIM") = MAX_HEAD_DIM;
@@ -287,6 +289,7 @@ NB_MODULE(_native, m) {
       .def("add_embedding",
            [](PyProgram& p, Weight weight, Buffer out, float scale, bool by_position) {
              require(weight->columns == out.width, "an embedding has another width than its output");
+             require(weight->rows >= (by_position ? p.max_positions : p.vocab_size), "an embedding lacks rows");
              EmbeddingOp op;
              op.weight = std::move(weight), op.out = out, op.scale = scale, op.by_position = by_position;
              p.add(std::move(op));
@@ -319,6 +322,7 @@ NB_MODULE(_native, m) {
              for (size_t i = 0; i < outs.size(); ++i) {
                Weight w = nb::cast<Weight>(weights[i]);
                require(w->columns == x.width, "a linear's input has another width than its weight");
+               require(outs[i].exists() && outs[i].width == w->rows, "a linear's output does not fit its weight");
                require(op.type != ActType::Q8 || !is_float(w->format), "float weights have no int8 kernel");
                require(op.type != ActType::BF16 || (w->format == Format::BF16 && p.kernels->bf16_tile),
                        "no bf16 kernel for this weight");

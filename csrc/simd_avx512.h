@@ -59,7 +59,12 @@ inline float sum(F a) {
   const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
 }
-inline float max_lane(F a) { return _mm512_reduce_max_ps(a.v); }
+inline float max_lane(F a) {  // not _mm512_reduce_max_ps, which clang compiles as if there were no NaN
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
+}
 
 inline I set1_i(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I add_i(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }

@@ -87,7 +87,10 @@ inline F keep_lanes(F a, int first, int last, float other) {
   return map([&](int i) { return i >= first && i < last ? a.v[i] : other; });
 }
 inline F scale_by_power(F a, F n) {
-  return map([&](int i) { return a.v[i] * bits_to_float(uint32_t(int32_t(n.v[i]) + 127) << 23); });
+  return map([&](int i) {
+    const int32_t power = n.v[i] == n.v[i] ? int32_t(n.v[i]) : 0;  // NaN has no integer
+    return a.v[i] * bits_to_float(uint32_t(power + 127) << 23);
+  });
 }
 inline float sum(F a) {  // the order of the wider instruction sets: halves, then quarters, ...
   for (int width = 8; width >= 1; width /= 2)

@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <chrono>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -36,10 +37,17 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t value) {
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (...) {  // more threads than the system gives: those that run must be joined
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_.store(true);
   generation_.fetch_add(1);
   generation_.notify_all();
@@ -47,7 +55,12 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::take_items(int thread) {
-  for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(context_, item, thread);
+  try {
+    for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(context_, item, thread);
+  } catch (...) {  // may not leave a worker, nor the caller while workers still use its context
+    if (!failed_.exchange(true)) error_ = std::current_exception();
+    next_.store(count_, std::memory_order_relaxed);
+  }
 }
 
 void ThreadPool::run(int64_t count, Call call, const void* context) {
@@ -60,6 +73,7 @@ void ThreadPool::run(int64_t count, Call call, const void* context) {
   generation_.notify_all();
   take_items(0);
   for (uint32_t busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) wait_for_change(busy_, busy);
+  if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ThreadPool::work(int thread) {

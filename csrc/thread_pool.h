@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -18,7 +19,8 @@ class ThreadPool {
   int size() const { return int(workers_.size()) + 1; }
 
   // Calls body(item, thread) for every item < count, in any order on any thread; returns when all are done.
-  // One item, or one thread, runs on the caller without a barrier.
+  // One item, or one thread, runs on the caller without a barrier. If a body throws, items that nobody has begun are
+  // left out, and one of the exceptions comes out here.
   template <typename Body>
   void parallel(int64_t count, const Body& body) {
     if (count <= 1 || workers_.empty()) {
@@ -34,6 +36,7 @@ class ThreadPool {
   void run(int64_t count, Call call, const void* context);
   void work(int thread);
   void take_items(int thread);
+  void stop();
 
   std::vector<std::thread> workers_;
   Call call_ = nullptr;
@@ -42,7 +45,8 @@ class ThreadPool {
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<uint32_t> busy_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, failed_{false};
+  std::exception_ptr error_;  // of the body that set failed_
 };
 
 }  // namespace roseinfer

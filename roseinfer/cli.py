@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import roseinfer
-from roseinfer.core.config import Config, Knob, knobs_of, load_config
+from roseinfer.core.config import KNOBS, Config, Knob, knobs_of, load_config
 from roseinfer.core.errors import ConfigError, InvalidRequestError, RoseinferError
 
 app = typer.Typer(
@@ -23,8 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-MODEL_HELP = "A .gguf file, a safetensors folder, a torch file, a name from `roseinfer list` or a hub id."
 
 
 def main() -> NoReturn:
@@ -47,13 +45,13 @@ def _model(metavar: str, help: str, *, is_required: bool) -> inspect.Parameter:
 
 
 def with_settings(
-    *sections: str, model: inspect.Parameter | None = None
+    *names: str, model: inspect.Parameter | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the flags of these sections' settings, and calls it with a `Config` instead of them.
+    """Gives a command the flags of these settings, and calls it with a `Config` instead of them.
 
-    `model` is how the command declares its MODEL argument, if it has one.
+    `names` are settings or whole sections; `model` is how the command declares its MODEL argument, if it has one.
     """
-    knobs = [knob for knob in knobs_of(*sections) if knob.name != "model"]
+    knobs = [knob for knob in knobs_of(*names) if knob.name != "model"]
     num_arguments = 0 if model is None else 1
     settings = [*([model] if model else []), *map(_flag, knobs)]
 
@@ -72,6 +70,10 @@ def with_settings(
         return run
 
     return decorate
+
+
+def _optional_model() -> inspect.Parameter:
+    return _model("MODEL", _help_of(KNOBS["model"]), is_required=False)
 
 
 def _flag(knob: Knob) -> inspect.Parameter:
@@ -117,7 +119,7 @@ def common(
 
 
 @app.command()
-@with_settings("model", "engine", "server", model=_model("MODEL", MODEL_HELP, is_required=False))
+@with_settings("model", "engine", "server", model=_optional_model())
 def serve(config: Config) -> None:
     """Serve a model over HTTP until Ctrl+C or SIGTERM."""
     from roseinfer.server.runner import serve
@@ -126,20 +128,24 @@ def serve(config: Config) -> None:
 
 
 @app.command()
-@with_settings("model", "engine", model=_model("MODEL", MODEL_HELP, is_required=False))
+@with_settings("model", "engine", model=_optional_model())
 def generate(
     config: Config,
     *,
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="What to continue; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Option("-p", "--prompt", metavar="TEXT", help="What to continue; - reads standard input.")
+    ],
     max_new_tokens: Annotated[
-        int | None, typer.Option("-n", "--max-new-tokens", show_default=False, help="Most tokens. [default: 64]")
+        int | None, typer.Option("-n", "--max-new-tokens", metavar="INTEGER", help="Most tokens. [default: 64]")
     ] = None,
     do_sample: Annotated[
         bool, typer.Option("--do-sample", help="Sample instead of taking the likeliest token.")
     ] = False,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 = all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 1.0,
+    temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Of sampling; 0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(metavar="INTEGER", help="Sample from this many likeliest tokens; 0 = all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Sample from the likeliest tokens of this mass.")
+    ] = 1.0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the end-of-text token.")] = False,
 ) -> None:
     """Print a prompt and its completion as it is generated."""
@@ -164,7 +170,7 @@ def generate(
 
 
 @app.command("inspect")
-@with_settings("model", "engine", model=_model("MODEL", MODEL_HELP, is_required=True))
+@with_settings("model", "engine", model=_model("MODEL", KNOBS["model"].help, is_required=True))
 def inspect_model(config: Config) -> None:
     """Show a model's architecture, sizes and memory."""
     from roseinfer.report import model_report
@@ -173,7 +179,7 @@ def inspect_model(config: Config) -> None:
 
 
 @app.command()
-@with_settings("model", model=_model("NAME", "A catalogue name or a hub id.", is_required=True))
+@with_settings("cache_dir", model=_model("NAME", "A catalogue name or a hub id.", is_required=True))
 def pull(config: Config) -> None:
     """Fetch a model and print where it is."""
     from roseinfer.catalog import resolve_model
@@ -182,7 +188,7 @@ def pull(config: Config) -> None:
 
 
 @app.command("list")
-@with_settings("model")
+@with_settings("cache_dir")
 def list_models(config: Config) -> None:
     """Show the catalogue: names that stand for models."""
     from roseinfer.report import catalog_report
@@ -191,7 +197,7 @@ def list_models(config: Config) -> None:
 
 
 @app.command()
-@with_settings("engine")
+@with_settings("cache_dir", "threads", "isa")
 def doctor(config: Config) -> None:
     """Show what this machine offers to roseinfer."""
     from roseinfer.report import machine_report

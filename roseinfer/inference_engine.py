@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from roseinfer.engine.loader import ModelInfo
     from roseinfer.text import Detokenizer, Tokenizer
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MAX_NEW_TOKENS = 64
-MAX_BATCH_THREADS = 64  # each waits for one request; more requests than these never queue up
+MAX_BATCH_THREADS = 64  # each waits for one request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ class InferenceEngine:
         tokenizer_name: a tokenizer.json, a folder, a .gguf file or a hub id; None = the checkpoint's own.
         device: auto, cpu or cuda.
         use_amp: False computes in float32.
-        bf16: True computes in bfloat16.
+        bf16: True computes in bfloat16, unless `use_amp` is off.
         settings: any other setting of `core.config.Config` by name, for example `threads=4`.
 
     Raises ConfigError, DeviceError, CheckpointError.
@@ -174,7 +177,8 @@ class InferenceEngine:
         generations = [self.prepare(prompt, each) for prompt, each in zip(prompts, per_prompt, strict=True)]
         if not generations:
             return []
-        pool = ThreadPoolExecutor(min(len(generations), MAX_BATCH_THREADS), thread_name_prefix="generate-batch")
+        num_threads = min(len(generations), self.client.max_live, MAX_BATCH_THREADS)
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="generate-batch")
         try:
             return list(pool.map(lambda generation: generation.prompt + "".join(self.stream(generation)), generations))
         finally:
@@ -238,9 +242,9 @@ class InferenceEngine:
 
 def dtype_of(use_amp: bool, bf16: bool) -> str | None:
     """The `dtype` setting of the seed's two switches; None = what the configuration says."""
-    if bf16:
-        return "bfloat16"
-    return None if use_amp else "float32"
+    if not use_amp:
+        return "float32"
+    return "bfloat16" if bf16 else None
 
 
 def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClient, Tokenizer, ModelInfo]:
@@ -249,27 +253,34 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
     from roseinfer.checkpoints import open_checkpoint
     from roseinfer.engine.client import EngineClient
     from roseinfer.engine.loader import build_engine, check_device
+    from roseinfer.loading_bar import LoadingBar
     from roseinfer.text import load_tokenizer
 
     check_device(config.device)
-    checkpoint = open_checkpoint(resolve_model(config.model, config.models_dir, say))
-    named = config.tokenizer
-    tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
-    engine, info = build_engine(
-        checkpoint,
-        device=config.device,
-        dtype=config.dtype,
-        kv_dtype=config.kv_dtype,
-        num_threads=config.threads,
-        isa=config.isa,
-        max_model_len=config.max_model_len,
-        max_batch_tokens=config.max_batch_tokens,
-        max_running=config.max_running,
-        kv_cache_memory=config.kv_cache_memory,
-        prefix_cache=config.prefix_cache,
-        progress=say,
-    )
-    checkpoint.close()  # the weights are packed, the tokenizer is built: the file's pages can go
+    with open_checkpoint(resolve_model(config.model, config.models_dir, say)) as checkpoint:
+        named = config.tokenizer
+        tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
+        with LoadingBar() if say else contextlib.nullcontext() as progress:
+            engine, info = build_engine(
+                checkpoint,
+                device=config.device,
+                dtype=config.dtype,
+                kv_dtype=config.kv_dtype,
+                num_threads=config.threads,
+                isa=config.isa,
+                max_model_len=config.max_model_len,
+                max_batch_tokens=config.max_batch_tokens,
+                max_running=config.max_running,
+                kv_cache_memory=config.kv_cache_memory,
+                prefix_cache=config.prefix_cache,
+                progress=progress,
+            )
+    if tokenizer.vocab_size > info.vocab_size:
+        logger.warning(
+            "the tokenizer has %d tokens, the model only %d; is it the model's own?",
+            tokenizer.vocab_size,
+            info.vocab_size,
+        )
     eos_ids = sorted({i for i in (*info.eos_ids, *tokenizer.eos_ids) if i < info.vocab_size})
     client = EngineClient(engine, eos_ids=eos_ids, max_queue=config.max_queue)
     client.start()

@@ -5,9 +5,7 @@ It recites `STORY`, whose character at a position depends on the position alone,
 
 from __future__ import annotations
 
-import codecs
 import time
-from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +17,8 @@ from roseinfer.engine.client import EngineClient
 from roseinfer.engine.engine import Engine
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.scheduler.scheduler import Scheduler
+from roseinfer.text import Tokenizer
+from roseinfer.text.vocabulary import Vocabulary
 
 STORY = "Señor Ünal zahlte 5 € für 😀 und ging. "
 EOS, BOS = 256, 257
@@ -26,7 +26,7 @@ VOCAB_SIZE = 258
 MAX_MODEL_LEN = 512
 
 
-class FakeProgram:
+class RecitingProgram:
     """`step_seconds` slows it down; `forward` raises `failure` where it is set."""
 
     vocab_size = VOCAB_SIZE
@@ -35,6 +35,7 @@ class FakeProgram:
         self.step_seconds = 0.0
         self.failure: Exception | None = None
         self.num_rows: list[int] = []  # of each step
+        self.is_closed = False
         self._last_ids = np.empty(0, dtype=np.int32)
 
     def forward(self, inputs: ForwardInputs) -> None:
@@ -57,7 +58,7 @@ class FakeProgram:
         return {"weights": 0, "kv_cache": 0, "activations": 0}
 
     def close(self) -> None:
-        pass
+        self.is_closed = True
 
 
 def _next_id(last_id: int, temperature: float, seed: int, position: int) -> int:
@@ -69,33 +70,28 @@ def _next_id(last_id: int, temperature: float, seed: int, position: int) -> int:
     return ord("a") + (seed * 31 + position * 7) % 26
 
 
-class FakeDetokenizer:
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, ids: Iterable[int]) -> str:
-        return self._decoder.decode(bytes(token_id for token_id in ids if token_id < EOS))
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+class ByteEncoder:
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        return list(text.encode())
 
 
-class FakeTokenizer:
-    vocab_size = VOCAB_SIZE
-    eos_ids = (EOS,)
-
-    def min_num_tokens(self, text: str) -> int:
-        return len(text)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        return list(text.encode()) or [BOS]
-
-    def detokenizer(self) -> FakeDetokenizer:
-        return FakeDetokenizer()
+def byte_tokenizer() -> Tokenizer:
+    vocabulary = Vocabulary(VOCAB_SIZE, lambda token_id: bytes([token_id]), special_ids=(EOS, BOS))
+    return Tokenizer(
+        ByteEncoder(),
+        vocabulary,
+        bos_id=BOS,
+        eos_ids=(EOS,),
+        pad_id=None,
+        prefix_ids=(BOS,),
+        add_prefix=False,
+        strip_space=False,
+        max_token_chars=1,
+    )
 
 
 def fake_engine(
-    program: FakeProgram | None = None, *, max_running: int = 64, max_queue: int = 256, seed: int | None = None
+    program: RecitingProgram | None = None, *, max_running: int = 64, max_queue: int = 256, seed: int | None = None
 ) -> InferenceEngine:
     """A running engine, to be closed by the caller."""
     scheduler = Scheduler(
@@ -105,11 +101,10 @@ def fake_engine(
         max_running=max_running,
         max_model_len=MAX_MODEL_LEN,
     )
-    client = EngineClient(Engine(program or FakeProgram(), scheduler), (EOS,), max_queue=max_queue)
+    client = EngineClient(Engine(program or RecitingProgram(), scheduler), (EOS,), max_queue=max_queue)
     client.start()
-    info: Any = SimpleNamespace(name="fake", max_model_len=MAX_MODEL_LEN, memory=FakeProgram().memory())
-    tokenizer: Any = FakeTokenizer()
-    return InferenceEngine.from_parts(client, tokenizer, info, seed=seed)
+    info: Any = SimpleNamespace(name="fake", max_model_len=MAX_MODEL_LEN, memory=RecitingProgram().memory())
+    return InferenceEngine.from_parts(client, byte_tokenizer(), info, seed=seed)
 
 
 def recite(prompt: str, max_new_tokens: int, *, stop_on_eos: bool = True) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def logprobs_of(logits: np.ndarray, targets: list[int]) -> np.ndarray:
     chosen = np.take_along_axis(logits, np.array(targets)[:, None], -1)[:, 0]
     highest = logits.max(-1)
     np.exp(np.subtract(logits, highest[:, None], out=logits), out=logits)
-    return (chosen - highest).astype(np.float64) - np.log(logits.sum(-1, dtype=np.float64))
+    return np.asarray((chosen - highest).astype(np.float64) - np.log(logits.sum(-1, dtype=np.float64)))
 
 
 def read_text(path: Path, num_tokens: int, chunk_len: int) -> Text:
@@ -86,3 +86,58 @@ def all_torch_threads() -> Iterator[None]:
     torch.set_num_threads(usable_cores())
     yield
     torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A text, and what float32 arithmetic in plain code makes of it."""
+
+    text: Text
+    reference: Evaluation
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path, all_torch_threads: None) -> Case:
+    text = read_text(smollm2_path, num_tokens=2048, chunk_len=512)
+    return Case(text, text.evaluate("torch", "float32", "float32"))
+
+
+@pytest.fixture(scope="module")
+def gemma3(gemma3_path: Path, all_torch_threads: None) -> Case:
+    text = read_text(gemma3_path, num_tokens=512, chunk_len=256)
+    return Case(text, text.evaluate("torch", "float32", "float32"))
+
+
+def check(case: Case, dtype: str, kv_dtype: str, *, max_perplexity_change: float, min_agreement: float) -> None:
+    ours = case.text.evaluate("native", dtype, kv_dtype)
+    assert ours.perplexity / case.reference.perplexity == pytest.approx(1.0, abs=max_perplexity_change)
+    assert ours.agreement(case.reference) >= min_agreement
+
+
+def test_the_references_understand_the_text(smollm2: Case, gemma3: Case) -> None:
+    """A perplexity far above these would mean that model, tokenizer or arithmetic are wrong in all backends alike."""
+    assert 5 < smollm2.reference.perplexity < 20
+    assert 5 < gemma3.reference.perplexity < 25
+
+
+def test_smollm2_with_int8_activations(smollm2: Case) -> None:
+    check(smollm2, "auto", "float16", max_perplexity_change=0.01, min_agreement=0.96)
+
+
+def test_smollm2_in_float32(smollm2: Case) -> None:
+    check(smollm2, "float32", "float32", max_perplexity_change=0.0005, min_agreement=0.995)
+
+
+def test_gemma3_with_int8_activations(gemma3: Case) -> None:
+    check(gemma3, "auto", "float16", max_perplexity_change=0.02, min_agreement=0.95)
+
+
+def test_gemma3_in_float32(gemma3: Case) -> None:
+    check(gemma3, "float32", "float32", max_perplexity_change=0.0005, min_agreement=0.995)
+
+
+def test_smollm2_knows_the_capital_of_france(smollm2_path: Path) -> None:
+    with InferenceEngine(str(smollm2_path)) as engine:
+        assert engine.generate("The capital of France is", max_new_tokens=4).startswith(
+            "The capital of France is Paris"
+        )

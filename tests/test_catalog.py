@@ -296,6 +296,21 @@ def test_the_hub_out_of_reach_is_one_line(tmp_path: Path, models: Path, monkeypa
         resolve_tokenizer("nonsense", models)
 
 
+def test_whatever_the_hubs_client_raises_is_one_line(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class UnheardOfError(Exception):
+        """Of an HTTP library that the next release of the client may bring."""
+
+    def fail(*_: object) -> None:
+        raise UnheardOfError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    with pytest.raises(ConfigError, match=r"^o/n cannot be fetched from Hugging Face: no route$"):
+        resolve_model("o/n", models)
+
+
 @pytest.mark.parametrize(
     ("files", "wanted", "picked"),
     [

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from roseinfer.core.errors import DeviceError
+from roseinfer.core.errors import DeviceError, InvalidRequestError
 from roseinfer.engine import InferenceEngine
 from roseinfer.server import create_app
 from tests.tiny_models import TinyModel
@@ -72,6 +72,17 @@ def test_server_and_library_agree(engine: InferenceEngine) -> None:
 
     alone = [engine.generate(prompt, max_new_tokens=16, do_sample=True, seed=5) for prompt in PROMPTS]
     assert asyncio.run(ask()) == alone
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_warned_of(
+    model: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(5000)}, unk_token="w0"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with InferenceEngine(str(model.path), str(tmp_path), threads=1) as engine:
+        assert "the tokenizer has 5000 tokens, the model only " in caplog.text
+        with pytest.raises(InvalidRequestError, match="4999 is not in the vocabulary"):
+            engine.generate("w4999")
 
 
 def test_inspect_tells_what_a_model_takes(model: TinyModel, tokenizer: Path) -> None:

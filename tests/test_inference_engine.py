@@ -13,16 +13,16 @@ import pytest
 import roseinfer.engine
 from roseinfer.core.errors import ConfigError, ContextLengthError, EngineError, InvalidRequestError
 from roseinfer.inference_engine import GenerateParams, InferenceEngine, dtype_of
-from tests.fake_model import MAX_MODEL_LEN, FakeProgram, fake_engine, recite
+from tests.fake_model import MAX_MODEL_LEN, RecitingProgram, fake_engine, recite
 
 
 @pytest.fixture
-def program() -> FakeProgram:
-    return FakeProgram()
+def program() -> RecitingProgram:
+    return RecitingProgram()
 
 
 @pytest.fixture
-def engine(program: FakeProgram) -> Iterator[InferenceEngine]:
+def engine(program: RecitingProgram) -> Iterator[InferenceEngine]:
     with fake_engine(program) as engine:
         yield engine
 
@@ -60,12 +60,17 @@ def test_without_a_count_the_answer_is_64_tokens_or_what_fits(engine: InferenceE
     assert engine.generate(long) == long + recite(long, 3)
 
 
-def test_a_batch_is_computed_together(engine: InferenceEngine, program: FakeProgram) -> None:
+def test_a_batch_is_computed_together(engine: InferenceEngine, program: RecitingProgram) -> None:
     program.step_seconds = 0.002
     prompts = [f"prompt {i}" for i in range(100)]
     assert engine.generate_batch(prompts, GenerateParams(max_new_tokens=9)) == [p + recite(p, 9) for p in prompts]
     assert max(program.num_rows) > 8
     assert engine.generate_batch([]) == []
+
+
+def test_a_batch_is_never_too_much_for_its_own_engine() -> None:
+    with fake_engine(max_running=1, max_queue=1) as small:
+        assert small.generate_batch(["a"] * 20, GenerateParams(max_new_tokens=2)) == ["a" + recite("a", 2)] * 20
 
 
 def test_a_batch_with_params_of_their_own(engine: InferenceEngine) -> None:
@@ -75,13 +80,15 @@ def test_a_batch_with_params_of_their_own(engine: InferenceEngine) -> None:
         engine.generate_batch(["a", "b", "c"], params[:2])
 
 
-def test_a_bad_prompt_in_a_batch_is_told_before_anything_runs(engine: InferenceEngine, program: FakeProgram) -> None:
+def test_a_bad_prompt_in_a_batch_is_told_before_anything_runs(
+    engine: InferenceEngine, program: RecitingProgram
+) -> None:
     with pytest.raises(ContextLengthError):
         engine.generate_batch(["a", "b" * MAX_MODEL_LEN])
     assert program.num_rows == []
 
 
-def test_threads_are_batched(engine: InferenceEngine, program: FakeProgram) -> None:
+def test_threads_are_batched(engine: InferenceEngine, program: RecitingProgram) -> None:
     program.step_seconds = 0.002
     prompts = [f"{i}" for i in range(32)]
     with ThreadPoolExecutor(32) as pool:
@@ -102,6 +109,8 @@ def test_threads_are_batched(engine: InferenceEngine, program: FakeProgram) -> N
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
         ({"temperature": None}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 0}, "top_p"),
@@ -146,7 +155,7 @@ def test_the_engines_seed_serves_requests_without_one() -> None:
         assert len({unseeded.generate("a", **options) for _ in range(8)}) > 1
 
 
-def test_leaving_a_stream_ends_its_request(engine: InferenceEngine, program: FakeProgram) -> None:
+def test_leaving_a_stream_ends_its_request(engine: InferenceEngine, program: RecitingProgram) -> None:
     program.step_seconds = 0.005
     pieces = engine.stream_generate("a", max_new_tokens=400, stop_on_eos=False)
     assert next(pieces)
@@ -158,7 +167,7 @@ def test_leaving_a_stream_ends_its_request(engine: InferenceEngine, program: Fak
     assert len(program.num_rows) < 300
 
 
-def test_a_fault_of_the_engine_is_raised(engine: InferenceEngine, program: FakeProgram) -> None:
+def test_a_fault_of_the_engine_is_raised(engine: InferenceEngine, program: RecitingProgram) -> None:
     program.failure = RuntimeError("out of ink")
     with pytest.raises(EngineError):
         engine.generate("a")
@@ -166,7 +175,13 @@ def test_a_fault_of_the_engine_is_raised(engine: InferenceEngine, program: FakeP
     assert engine.generate("a", max_new_tokens=2) == "a" + recite("a", 2)
 
 
-def test_closing_ends_what_runs(engine: InferenceEngine, program: FakeProgram) -> None:
+def test_closing_frees_the_memory(engine: InferenceEngine, program: RecitingProgram) -> None:
+    assert not program.is_closed
+    engine.close()
+    assert program.is_closed
+
+
+def test_closing_ends_what_runs(engine: InferenceEngine, program: RecitingProgram) -> None:
     program.step_seconds = 0.01
     pieces = engine.stream_generate("a", max_new_tokens=400, stop_on_eos=False)
     assert next(pieces)
@@ -191,3 +206,4 @@ def test_the_seeds_switches() -> None:
     assert dtype_of(use_amp=True, bf16=False) is None
     assert dtype_of(use_amp=True, bf16=True) == "bfloat16"
     assert dtype_of(use_amp=False, bf16=False) == "float32"
+    assert dtype_of(use_amp=False, bf16=True) == "float32"

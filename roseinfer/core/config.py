@@ -140,7 +140,7 @@ class Config:
         "smollm2-135m",
         text(),
         "model",
-        "A .gguf file, a safetensors folder, a torch file, a catalogue name or a hub id.",
+        "A .gguf file, a safetensors folder, a torch file, a name from `roseinfer list` or a hub id.",
     )
     tokenizer: str | None = _setting(
         None, text(), "model", "A tokenizer.json, a folder, a .gguf file or a hub id. [default: the model's own]"
@@ -233,8 +233,9 @@ def _knob(field: dataclasses.Field[Any]) -> Knob:
 KNOBS: dict[str, Knob] = {field.name: _knob(field) for field in dataclasses.fields(Config)}
 
 
-def knobs_of(*sections: str) -> list[Knob]:
-    return [knob for knob in KNOBS.values() if knob.section in sections]
+def knobs_of(*names: str) -> list[Knob]:
+    """Settings by their section or their own name."""
+    return [knob for knob in KNOBS.values() if knob.section in names or knob.name in names]
 
 
 def load_config(

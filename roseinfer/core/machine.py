@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Cores the scheduler lets this process run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores the scheduler lets this process run on, or the container's share of them; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _container_limit("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
 
 
 def usable_memory() -> int:
     """Bytes: the machine's memory, or the container's share of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = _CGROUP_LIMIT.read_text().strip()
-    except OSError:
-        return total
+    limit = _container_limit("memory.max")
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _container_limit(name: str) -> str:
+    """What a cgroup's file says; empty where there is none."""
+    try:
+        return (_CGROUP / name).read_text().strip()
+    except OSError:
+        return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from roseinfer.core.errors import InvalidRequestError
@@ -67,7 +66,7 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 def _check_float(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(f"{name} must be a number, got {_shown(value)}", name)
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # false for a NaN too
         raise InvalidRequestError(f"{name} must be between {low} and {high}, got {_shown(value)}", name)
 
 

@@ -45,7 +45,7 @@ class EngineClient:
         self.max_model_len = engine.max_model_len  # tokens of prompt and output together
         self.eos_ids = tuple(eos_ids)
         check_token_ids("eos_ids", self.eos_ids, self.vocab_size)
-        self._max_live = engine.max_running + max_queue
+        self.max_live = engine.max_running + max_queue  # requests that run or wait
         self._max_running = engine.max_running
         self._stats = engine.stats()
         self._thread = EngineThread(engine, self._on_step, self._on_exit)
@@ -58,9 +58,9 @@ class EngineClient:
     # -- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._thread.start()
         with self._lock:
             self._refusal = None
+        self._thread.start()
 
     def close(self) -> None:
         """Waits for the current step; requests that are not finished end with "abort". Idempotent."""
@@ -128,7 +128,7 @@ class EngineClient:
                 raise EngineError(self._refusal)
             if request.request_id in self._live:
                 raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
-            if len(self._live) >= self._max_live:
+            if len(self._live) >= self.max_live:
                 raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
             self._live[request.request_id] = on_output
             self._thread.send(request)  # under the lock, so that no abort overtakes it

@@ -92,6 +92,10 @@ class Engine:
             num_steps=self._num_steps,
         )
 
+    def close(self) -> None:
+        """Frees the model's memory; nothing can be computed any more."""
+        self._program.close()
+
     def _run(self, batch: Batch) -> list[TokenOutput]:
         try:
             samples = self._compute(batch)

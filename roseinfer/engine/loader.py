@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from roseinfer.backends import ProgramOptions, compile_program
+from roseinfer.backends import ProgramOptions, Progress, compile_program
 from roseinfer.backends.native.compiler import kv_block_bytes
 from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 16
 DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_running requests
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,6 @@ def build_engine(
     Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
     """
     check_device(device)
-    say = progress or logger.debug
-    say("reading the model")
     model = load_model(checkpoint)
     kv_dtype = _kv_dtype(kv_dtype, dtype)
     context = _context(model, max_model_len)
@@ -77,7 +73,6 @@ def build_engine(
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
         need = -(-max_model_len // BLOCK_SIZE) * block_bytes
         raise ConfigError(f"max_model_len {max_model_len} needs a kv_cache_memory of at least {need} bytes")
-    say("packing the weights")
     options = ProgramOptions(
         num_blocks=num_blocks,
         max_batch_tokens=max_batch_tokens,
@@ -88,7 +83,7 @@ def build_engine(
         num_threads=num_threads,
         isa=isa,
     )
-    program = compile_program("native", model.graph, model.weights, options)
+    program = compile_program("native", model.graph, model.weights, options, progress)
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     scheduler = Scheduler(
         block_pool=pool,
@@ -97,6 +92,9 @@ def build_engine(
         max_running=min(max_running, max_batch_tokens),
         max_model_len=context,
     )
+    if scheduler.max_model_len < context:
+        cut = "the KV cache holds %d tokens, so the context is cut to that from %d; see --kv-cache-memory"
+        logger.warning(cut, scheduler.max_model_len, context)
     engine = Engine(program, scheduler)
     info = ModelInfo(
         name=model_name(checkpoint),

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineThread:
-    """Steps the engine while it has work, sleeps otherwise.
+    """Steps the engine while it has work, sleeps otherwise, and closes it at the end.
 
     `on_step` and `on_exit` are called on the thread; `on_exit` once, as the last thing, with the error that
     ended it or None after `close`.
@@ -58,6 +58,7 @@ class EngineThread:
             error = caught
         finally:
             self._on_exit(error)
+            self._engine.close()
 
     def _take_commands(self) -> bool:
         """Applies what has come in, and waits for something if there is nothing to do. False when told to stop."""

@@ -43,10 +43,15 @@ def _containers_in(value: Any) -> list[Any]:
 
 class JSONBodyRequest(Request):
     async def json(self) -> Any:
-        content = await self.body()
-        if len(content) <= MAX_INLINE_BYTES:
-            return parse_json(content)
-        return await asyncio.to_thread(parse_json, content)
+        if not hasattr(self, "_json"):  # Starlette's own name for it
+            self._json = await _parse(await self.body())
+        return self._json
+
+
+async def _parse(content: bytes) -> Any:
+    if len(content) <= MAX_INLINE_BYTES:
+        return parse_json(content)
+    return await asyncio.to_thread(parse_json, content)
 
 
 class JSONBodyRoute(APIRoute):
@@ -59,9 +64,11 @@ class JSONBodyRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
+            request = JSONBodyRequest(request.scope, request.receive)
             if self.body_field is not None:
                 _check_content_type(request.headers.get("content-type", ""))
-            return await handle(JSONBodyRequest(request.scope, request.receive))
+                await request.json()  # here, because FastAPI would not say what is wrong with it
+            return await handle(request)
 
         return handle_json
 

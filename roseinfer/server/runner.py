@@ -108,6 +108,7 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
 
         def handle_exit(self, sig: int, frame: object) -> None:
             """The first signal lets requests finish; the next one finds the default handler, which kills."""
+            logger.info("stopping; running requests have %d seconds, a second signal ends them", DRAIN_SECONDS)
             self.should_exit = True
             for handled in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(handled, signal.SIG_DFL)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from roseinfer.core.config import Config
 from roseinfer.inference_engine import InferenceEngine
-from tests.fake_model import FakeProgram, fake_engine
+from tests.fake_model import RecitingProgram, fake_engine
 
 
 def from_config(config: Config, say: Callable[[str], None] | None = None) -> InferenceEngine:
-    program = FakeProgram()
+    program = RecitingProgram()
     program.step_seconds = float(os.environ.get("STEP_SECONDS", "0"))
     return fake_engine(program, seed=config.seed)
 

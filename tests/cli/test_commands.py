@@ -39,6 +39,18 @@ def test_every_setting_is_a_flag_of_serve(run: Run) -> None:
     assert "--no-prefix-cache" in shown
 
 
+def test_help_shows_the_default_model(run: Run) -> None:
+    assert "[default: smollm2-135m]" in run("serve", "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["pull", "list", "doctor"])
+def test_commands_take_only_settings_that_they_use(run: Run, command: str) -> None:
+    shown = run(command, "--help").stdout
+    assert "--cache-dir" in shown
+    assert "--tokenizer" not in shown
+    assert "--prefix-cache" not in shown
+
+
 def test_help_needs_no_heavy_import(environment: dict[str, str]) -> None:
     heavy = {"numpy", "fastapi", "pydantic", "rich", "tokenizers"}
     code = f"import sys, roseinfer.cli; print(sorted({heavy} & set(sys.modules)))"
@@ -95,6 +107,7 @@ def test_generate_samples_with_the_seed(run: Run) -> None:
         (["generate", "-p", "a", "-n", "-1"], 2, "max_new_tokens must be between"),
         (["pull", "./no.gguf"], 2, "there is no file or folder './no.gguf'"),
         (["pull", "smolm2-135m"], 2, "did you mean 'smollm2-135m'?"),
+        (["pull", "nothing-of-the-kind"], 2, "there is no model 'nothing-of-the-kind'. A model is a file"),
         (["inspect", "no.gguf"], 2, "there is no file or folder 'no.gguf'"),
     ],
 )

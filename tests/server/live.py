@@ -12,7 +12,7 @@ import httpx
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.app import create_app
 from roseinfer.server.runner import bind, make_server
-from tests.fake_model import FakeProgram, fake_engine
+from tests.fake_model import RecitingProgram, fake_engine
 
 
 @dataclass
@@ -20,7 +20,7 @@ class LiveServer:
     url: str
     port: int
     engine: InferenceEngine
-    program: FakeProgram
+    program: RecitingProgram
     client: httpx.Client
 
     def post(self, **body: object) -> httpx.Response:
@@ -38,7 +38,7 @@ def serving(
     max_running: int = 64,
     max_queue: int = 256,
 ) -> Iterator[LiveServer]:
-    program = FakeProgram()
+    program = RecitingProgram()
     ready = threading.Event()
     with fake_engine(program, max_running=max_running, max_queue=max_queue) as engine, bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

@@ -20,9 +20,16 @@ from tests.fake_model import fake_engine
 from tests.server.live import LiveServer, StartServer, assert_error, serving
 
 
-def test_health(server: LiveServer) -> None:
-    reply = server.client.get("/health")
-    assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+@pytest.mark.parametrize(("method", "content"), [("GET", b'{"status":"ok"}'), ("HEAD", b"")])
+def test_health(server: LiveServer, method: str, content: bytes) -> None:
+    reply = server.client.request(method, "/health")
+    assert (reply.status_code, reply.content) == (200, content)
+
+
+def test_health_of_a_dead_engine(start_server: StartServer) -> None:
+    server = start_server()
+    server.engine.client.close()
+    assert "closed" in assert_error(server.client.get("/health"), 503)
 
 
 def test_the_app_has_our_name_and_version() -> None:

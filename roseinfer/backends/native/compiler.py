@@ -71,7 +71,7 @@ class _Compiler:
         self.weights = weights
         self.options = options
         self.isa: str = _native.isa(options.isa)
-        self.pool = _native.ThreadPool(options.num_threads or usable_cores())
+        self.pool = _thread_pool(options.num_threads or usable_cores())
         self.packed: dict[str, Any] = {}
         self.total_bytes = sum(tensor.data.nbytes for tensor in weights.values() if len(tensor.shape) == 2)
         self.rope_tables: dict[RopeSpec, int] = {}
@@ -303,6 +303,13 @@ class _Compiler:
 
 def _ignore(loaded_bytes: int, total_bytes: int) -> None:
     pass
+
+
+def _thread_pool(num_threads: int) -> Any:
+    try:
+        return _native.ThreadPool(num_threads)
+    except RuntimeError as error:
+        raise ConfigError(f"{num_threads} threads cannot be started: {error}") from error
 
 
 def _rows(value: Value) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
+import weakref
 from typing import Any
 
 from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+
+EXIT_TIMEOUT = 10.0  # seconds that the interpreter's exit waits for a step; a forked child would wait for ever
 
 
 class NativeProgram:
@@ -15,26 +20,30 @@ class NativeProgram:
         self.isa = isa
         self._native = native
         self._weight_bytes = weight_bytes
+        self._in_kernels = threading.Lock()
+        _programs.add(self)
 
     def forward(self, inputs: ForwardInputs) -> None:
-        self._native.forward(
-            inputs.token_ids, inputs.positions, inputs.row_offsets, inputs.block_tables, inputs.logit_rows
-        )
+        with self._in_kernels:
+            self._native.forward(
+                inputs.token_ids, inputs.positions, inputs.row_offsets, inputs.block_tables, inputs.logit_rows
+            )
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
-        return SampleOutput(
-            *self._native.sample(
-                inputs.rows,
-                inputs.temperatures,
-                inputs.top_ks,
-                inputs.top_ps,
-                inputs.min_ps,
-                inputs.seeds,
-                inputs.choices,
-                inputs.positions,
-                inputs.num_logprobs,
+        with self._in_kernels:
+            return SampleOutput(
+                *self._native.sample(
+                    inputs.rows,
+                    inputs.temperatures,
+                    inputs.top_ks,
+                    inputs.top_ps,
+                    inputs.min_ps,
+                    inputs.seeds,
+                    inputs.choices,
+                    inputs.positions,
+                    inputs.num_logprobs,
+                )
             )
-        )
 
     def logits(self) -> Float32Array:
         logits: Float32Array = self._native.logits()
@@ -47,3 +56,17 @@ class NativeProgram:
 
     def close(self) -> None:
         self._native = None
+
+    def stop_for_exit(self) -> None:
+        """Waits for the call that runs and lets no other one begin."""
+        self._in_kernels.acquire(timeout=EXIT_TIMEOUT)
+
+
+_programs: weakref.WeakSet[NativeProgram] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_programs() -> None:
+    """A daemon thread that comes back from C++ to an interpreter that is gone would abort the process."""
+    for program in list(_programs):
+        program.stop_for_exit()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 
+from roseinfer.core.errors import EngineError
 from roseinfer.server.dependencies import Engine
 from roseinfer.server.schemas import HealthReply
 
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(engine: Engine) -> HealthReply:
-    engine.client.check_alive()
+    try:
+        engine.client.check_alive()
+    except EngineError as error:  # 503: a balancer is to ask another server
+        raise HTTPException(503, str(error)) from error
     return HealthReply(status="ok")

@@ -132,7 +132,7 @@ def test_rows_that_run_past_the_tokens_are_never_read(program: NativeProgram) ->
     """The token ids behind `num_tokens` may not even be mapped."""
     for behind in (26, 5000, INT32_MAX):
         offsets = int32(0, behind, 25)
-        with pytest.raises(ValueError, match="row_offsets|no tokens"):
+        with pytest.raises(ValueError, match=r"row_offsets|no tokens"):
             program.forward(replace(good_inputs(), row_offsets=offsets))
 
 
