@@ -1,12 +1,12 @@
 #include "cpu.h"
 
-#if defined(__x86_64__)
+#if defined(ROSEINFER_X86)
 #include <cpuid.h>
 #endif
 
 namespace roseinfer {
 
-#if defined(__x86_64__)
+#if defined(ROSEINFER_X86)
 namespace {
 
 // The register state the operating system saves on a context switch (XCR0): a CPU that has AVX-512 under a

@@ -82,25 +82,37 @@ class _Compiler:
         self.buffers, arena_bytes = self.plan_buffers()
         specs = self.graph.attention_specs
         self.kv_offsets = {s.layer: kv_block_bytes(specs[:i], self.options.kv_dtype) for i, s in enumerate(specs)}
-        assert self.graph.logits_value is not None
-        self.program = _native.Program(
-            isa=self.isa,
-            pool=self.pool,
-            max_tokens=self.options.max_batch_tokens,
-            max_logits=self.options.max_logit_rows,
-            num_blocks=self.options.num_blocks,
-            block_bytes=kv_block_bytes(specs, self.options.kv_dtype),
-            kv_dtype=self.options.kv_dtype,
-            arena_bytes=arena_bytes,
-            vocab_size=self.graph.vocab_size,
-            max_positions=self.graph.max_positions or MAX_POSITIONS,
-            logits=self.floats(self.graph.logits_value),
-        )
+        self.program = self.new_program(arena_bytes)
         for op in self.fused:
             self.emit(op)
             self.emit_prepare(op)
         weight_bytes = sum(packed.nbytes for packed in self.packed.values())
         return NativeProgram(self.program, self.graph.vocab_size, weight_bytes, self.isa)
+
+    def new_program(self, arena_bytes: int) -> _native.Program:
+        assert self.graph.logits_value is not None
+        options = self.options
+        block_bytes = kv_block_bytes(self.graph.attention_specs, options.kv_dtype)
+        try:
+            return _native.Program(
+                isa=self.isa,
+                pool=self.pool,
+                max_tokens=options.max_batch_tokens,
+                max_logits=options.max_logit_rows,
+                num_blocks=options.num_blocks,
+                block_bytes=block_bytes,
+                kv_dtype=options.kv_dtype,
+                arena_bytes=arena_bytes,
+                vocab_size=self.graph.vocab_size,
+                max_positions=self.graph.max_positions or MAX_POSITIONS,
+                logits=self.floats(self.graph.logits_value),
+            )
+        except MemoryError:
+            kv_bytes = options.num_blocks * block_bytes
+            raise ConfigError(
+                f"the system does not grant {kv_bytes} bytes for the KV cache and {arena_bytes} for activations; "
+                "lower kv_cache_memory or max_batch_tokens"
+            ) from None
 
     # -- what linears read ----------------------------------------------------------------------------------
 

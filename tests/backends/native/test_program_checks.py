@@ -298,3 +298,8 @@ def test_what_was_left_in_the_kv_memory_does_not_matter(load: Callable[[str], Mo
     for number in range(3):
         driver.step([Row([(t + number) % tiny_models.VOCAB_SIZE for t in TOKEN_IDS])], [200])
     np.testing.assert_array_equal(teacher_forced_logits(program, TOKEN_IDS[:37], [5, 1]), fresh)
+
+
+def test_memory_the_system_does_not_grant(load: Callable[[str], Model]) -> None:
+    with pytest.raises(ConfigError, match="kv_cache_memory"):
+        compile_model("native", load("llama"), with_options(num_blocks=INT32_MAX, max_batch_tokens=2**20))
