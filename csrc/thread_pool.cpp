@@ -54,25 +54,42 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+// Claims items until none are left. A claim is a step of `ticket_` from (job, n) to (job, n - 1). It succeeds only
+// while that job runs, and a job cannot end while a claimed item is not done, so what was read of it holds.
 void ThreadPool::take_items(int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  while (uint32_t(ticket) != 0) {
+    const Call call = call_.load(std::memory_order_relaxed);
+    const void* context = context_.load(std::memory_order_relaxed);
+    const int64_t count = count_.load(std::memory_order_relaxed);
+    if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
+    run_item(call, context, count - int64_t(uint32_t(ticket)), thread);
+    if (num_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_left_.notify_one();
+    ticket = ticket_.load(std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::run_item(Call call, const void* context, int64_t item, int thread) {
+  if (failed_.load(std::memory_order_relaxed)) return;
   try {
-    for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(context_, item, thread);
+    call(context, item, thread);
   } catch (...) {  // may not leave a worker, nor the caller while workers still use its context
     if (!failed_.exchange(true)) error_ = std::current_exception();
-    next_.store(count_, std::memory_order_relaxed);
   }
 }
 
 void ThreadPool::run(int64_t count, Call call, const void* context) {
-  call_ = call;
-  context_ = context;
-  count_ = count;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(uint32_t(workers_.size()), std::memory_order_relaxed);
+  call_.store(call, std::memory_order_relaxed);
+  context_.store(context, std::memory_order_relaxed);
+  count_.store(count, std::memory_order_relaxed);
+  num_left_.store(uint32_t(count), std::memory_order_relaxed);
+  const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+  ticket_.store(job << 32 | uint64_t(count), std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   take_items(0);
-  for (uint32_t busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) wait_for_change(busy_, busy);
+  for (uint32_t left; (left = num_left_.load(std::memory_order_acquire)) != 0;) wait_for_change(num_left_, left);
   if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -82,7 +99,6 @@ void ThreadPool::work(int thread) {
     seen = wait_for_change(generation_, seen);
     if (stop_.load()) return;
     take_items(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
   }
 }
 

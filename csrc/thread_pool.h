@@ -1,4 +1,7 @@
 // Threads that spin briefly between the operations of a step and sleep between steps.
+//
+// A job is done when its items are done, not when every thread has come by: a worker that is asleep, or that the
+// operating system has put aside, is not waited for unless it holds an item.
 #pragma once
 
 #include <atomic>
@@ -36,15 +39,17 @@ class ThreadPool {
   void run(int64_t count, Call call, const void* context);
   void work(int thread);
   void take_items(int thread);
+  void run_item(Call call, const void* context, int64_t item, int thread);
   void stop();
 
   std::vector<std::thread> workers_;
-  Call call_ = nullptr;
-  const void* context_ = nullptr;
-  int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<uint32_t> busy_{0};
+  // The job. Read by workers that may be late; what they read counts only if their claim on `ticket_` succeeds.
+  std::atomic<Call> call_{nullptr};
+  std::atomic<const void*> context_{nullptr};
+  std::atomic<int64_t> count_{0};
+  alignas(64) std::atomic<uint64_t> ticket_{0};      // job number << 32 | items that nobody has claimed yet
+  alignas(64) std::atomic<uint32_t> num_left_{0};    // items that are not done
+  alignas(64) std::atomic<uint32_t> generation_{0};  // what idle workers watch
   std::atomic<bool> stop_{false}, failed_{false};
   std::exception_ptr error_;  // of the body that set failed_
 };

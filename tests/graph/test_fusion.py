@@ -208,8 +208,8 @@ def queries_read_behind_attention() -> Graph:
 def normed_values_that_are_the_keys() -> Graph:
     g, x = start()
     q, k = g.linear(x, "q", WIDTH), g.linear(x, "k", WIDTH)
-    turned = [g.rope(g.rms_norm(t, n, 1e-3, num_heads=HEADS), ROPE, HEADS) for t, n in ((q, "qn"), (k, "kn"))]
-    return finish(g, g.attention(*turned, k, ATTENTION))
+    qn, kn = (g.rms_norm(t, n, 1e-3, num_heads=HEADS) for t, n in ((q, "qn"), (k, "kn")))
+    return finish(g, g.attention(g.rope(qn, ROPE, HEADS), g.rope(kn, ROPE, HEADS), k, ATTENTION))
 
 
 def queries_and_keys_turned_differently() -> Graph:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from roseinfer.backends import Program, ProgramOptions
@@ -214,9 +214,8 @@ OTHERS = [
     *[Variant(variant.name, "float32") for variant in FORMATS if variant.name != "format-f32"],
     *[Variant(name) for name in tiny_models.NAMES if name not in {variant.name for variant in SCHEDULED}],
 ]
-HEAD_DIM_OF_K_QUANTS = 32
-# Rows of 256 for the K-quants, heads as wide as a block of the others.
-FORMAT_SETTINGS = WIDE | {"head_dim": HEAD_DIM_OF_K_QUANTS, "num_attention_heads": 8}
+# Rows of 256 for the K-quants, four query heads per KV head.
+FORMAT_SETTINGS = WIDE | {"head_dim": 32, "num_attention_heads": 8}
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +320,8 @@ SCHEDULES = st.builds(
 
 
 @pytest.mark.parametrize("subject", SCHEDULED, indirect=True, ids=str)
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+# A failing schedule is readable as it is, and shrinking would run hundreds of others.
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate])
 @given(data=st.data(), schedule=SCHEDULES)
 def test_any_schedule(subject: Subject, data: st.DataObject, schedule: Schedule) -> None:
     count = data.draw(st.sampled_from([2, 7] if subject.is_slow else [2, 7, 32]))

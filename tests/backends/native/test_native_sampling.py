@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,9 +88,9 @@ def random_logits(rows: int, vocab_size: int, seed: int, spread: float = 2.5) ->
     return np.random.default_rng(seed).normal(0, spread, (rows, vocab_size)).astype(np.float32)
 
 
-def each_row(count: int, seed: int = 0, **parameters: object) -> SamplingInputs:
+def each_row(count: int, **parameters: Any) -> SamplingInputs:
     """Every row once, with a seed, a choice and a position of its own."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(count)
     drawn = {
         "seed": rng.integers(0, 2**63, count, dtype=np.uint64),
         "choice": rng.integers(0, 16, count),
@@ -168,7 +169,8 @@ def test_filters_leave_different_tokens() -> None:
     min_p=st.sampled_from([0.0, 0.0317, 0.4711, 1.0]),
 )
 def test_any_parameters(vocab_size: int, seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    inputs = each_row(4, seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    inputs = each_row(4, seed=np.arange(4, dtype=np.uint64) + seed, **filters)
     check(random_logits(4, vocab_size, seed), inputs)
 
 

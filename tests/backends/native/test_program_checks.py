@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from roseinfer.backends import Program
 from roseinfer.backends.native import NativeProgram, _native
 from roseinfer.backends.native.compiler import kv_block_bytes
 from roseinfer.checkpoints import open_checkpoint
@@ -39,7 +40,7 @@ def load(tiny_model: Callable[[str], TinyModel]) -> Callable[[str], Model]:
 
 
 @pytest.fixture(scope="module")
-def program(load: Callable[[str], Model]) -> NativeProgram:
+def program(load: Callable[[str], Model]) -> Program:
     """gpt2, because its positions end. One for all tests: no refusal may leave a trace."""
     return compile_model("native", load("gpt2"), SMALL)
 
@@ -117,7 +118,7 @@ BAD_INPUTS: dict[str, tuple[dict[str, np.ndarray], str]] = {
 
 @pytest.mark.parametrize(("changes", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
 def test_a_bad_step_is_refused_and_leaves_no_trace(
-    program: NativeProgram, changes: dict[str, np.ndarray], message: str
+    program: Program, changes: dict[str, np.ndarray], message: str
 ) -> None:
     program.forward(good_inputs())
     before = program.logits()
@@ -128,7 +129,7 @@ def test_a_bad_step_is_refused_and_leaves_no_trace(
     np.testing.assert_array_equal(program.logits(), before)
 
 
-def test_rows_that_run_past_the_tokens_are_never_read(program: NativeProgram) -> None:
+def test_rows_that_run_past_the_tokens_are_never_read(program: Program) -> None:
     """The token ids behind `num_tokens` may not even be mapped."""
     for behind in (26, 5000, INT32_MAX):
         offsets = int32(0, behind, 25)
@@ -137,14 +138,14 @@ def test_rows_that_run_past_the_tokens_are_never_read(program: NativeProgram) ->
 
 
 @pytest.mark.parametrize("name", ["token_ids", "positions", "row_offsets", "block_tables", "logit_rows"])
-def test_arrays_of_another_shape_are_refused(program: NativeProgram, name: str) -> None:
+def test_arrays_of_another_shape_are_refused(program: Program, name: str) -> None:
     array = getattr(good_inputs(), name)
     with pytest.raises(TypeError):
         program.forward(replace(good_inputs(), **{name: array[None]}))
     program.forward(good_inputs())
 
 
-def test_a_step_that_fills_the_program_exactly(program: NativeProgram) -> None:
+def test_a_step_that_fills_the_program_exactly(program: Program) -> None:
     program.forward(
         ForwardInputs(
             token_ids=np.zeros(48, dtype=np.int32),
@@ -157,12 +158,12 @@ def test_a_step_that_fills_the_program_exactly(program: NativeProgram) -> None:
     assert np.isfinite(program.logits()).all()
 
 
-def test_a_step_without_logits(program: NativeProgram) -> None:
+def test_a_step_without_logits(program: Program) -> None:
     program.forward(replace(good_inputs(), logit_rows=int32()))
     assert program.logits().shape == (0, tiny_models.VOCAB_SIZE)
 
 
-def test_logit_rows_are_the_rows_asked_for(program: NativeProgram) -> None:
+def test_logit_rows_are_the_rows_asked_for(program: Program) -> None:
     program.forward(replace(good_inputs(), logit_rows=np.arange(5, 25, dtype=np.int32)))
     most = program.logits()
     program.forward(replace(good_inputs(), logit_rows=int32(5, 17, 24)))
