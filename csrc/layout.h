@@ -94,6 +94,7 @@ inline Q8Row q8_row(uint8_t* row, int64_t columns) {
   return r;
 }
 
-constexpr int64_t bf16_row_bytes(int64_t columns) { return ((columns + 1) / 2 * 4 + 63) / 64 * 64; }
+// A line more than needed: rows a power of two apart would all fall into the same few cache sets.
+constexpr int64_t bf16_row_bytes(int64_t columns) { return ((columns + 1) / 2 * 4 + 63) / 64 * 64 + 64; }
 
 }  // namespace roseinfer

@@ -321,7 +321,7 @@ SCHEDULES = st.builds(
 
 @pytest.mark.parametrize("subject", SCHEDULED, indirect=True, ids=str)
 # A failing schedule is readable as it is, and shrinking would run hundreds of others.
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate])
 @given(data=st.data(), schedule=SCHEDULES)
 def test_any_schedule(subject: Subject, data: st.DataObject, schedule: Schedule) -> None:
     count = data.draw(st.sampled_from([2, 7] if subject.is_slow else [2, 7, 32]))
