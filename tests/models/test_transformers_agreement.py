@@ -15,13 +15,7 @@ TOKEN_IDS = np.random.default_rng(7).integers(0, tiny_models.VOCAB_SIZE, 256).to
 MAX_DIFFERENCE = 1e-3
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "native":
-        pytest.importorskip("roseinfer.backends.native._native")
-    return request.param
-
-
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tiny_models.NAMES)
 def test_logprobs_agree(name: str, backend: str, tiny_model) -> None:
     tiny = tiny_model(name)
@@ -32,6 +26,7 @@ def test_logprobs_agree(name: str, backend: str, tiny_model) -> None:
     assert np.abs(ours - reference).max() <= MAX_DIFFERENCE
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [name for name in tiny_models.NAMES if name.startswith("torch-file")])
 def test_torch_files_give_their_modules_logits(name: str, backend: str, tiny_model) -> None:
     tiny = tiny_model(name)
