@@ -244,7 +244,6 @@ NB_MODULE(_native, m) {
   m.def("q8_row_bytes", q8_row_bytes);
   m.def("bf16_row_bytes", bf16_row_bytes);
   m.def("padded_head_dim", padded_head_dim);
-  m.def("tile_bytes", [](const std::string& f, int64_t columns) { return tile_bytes(format_of(f), columns); });
   m.def("philox", [](Array<uint32_t> counter, Array<uint32_t> key) {
     require(counter.shape(0) == 4 && key.shape(0) == 2, "philox takes four counter words and two key words");
     std::vector<uint32_t> out(4);

@@ -18,6 +18,7 @@ from roseinfer.core.config import Config, load_config
 from roseinfer.core.errors import ContextLengthError, EngineError, InvalidRequestError
 from roseinfer.core.messages import AddRequest, TokenOutput
 from roseinfer.core.sampling_params import SamplingParams
+from roseinfer.engine.checks import prompt_too_long
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -206,10 +207,7 @@ class InferenceEngine:
         """Refuses what cannot fit, however it is tokenised, before any work is done on it."""
         at_least, limit = self.tokenizer.min_num_tokens(prompt), self.client.max_model_len
         if at_least >= limit:
-            raise ContextLengthError(
-                f"the prompt has at least {at_least} tokens, but the context length is {limit} tokens, "
-                "prompt and completion together"
-            )
+            raise prompt_too_long(f"at least {at_least}", limit)
 
     def stream(self, generation: Generation) -> Iterator[str]:
         """Runs it; closing the iterator early ends the request."""

@@ -34,19 +34,14 @@ def format_memory(memory: Mapping[str, int]) -> str:
 
 def model_report(config: Config, say: Callable[[str], None] | None = None) -> str:
     """Loads the model with these settings: the memory shown is what it takes, not an estimate."""
-    from roseinfer.catalog import resolve_model
-    from roseinfer.checkpoints import open_checkpoint
     from roseinfer.inference_engine import InferenceEngine
 
-    with open_checkpoint(resolve_model(config.model, config.models_dir, say)) as checkpoint:
-        facts = [
-            ("model", checkpoint.path.name),
-            ("container", checkpoint.container),
-            ("architecture", checkpoint.architecture),
-        ]
     with InferenceEngine.from_config(config, say) as engine:
         info = engine.info
-        facts += [
+        facts = [
+            ("model", info.file),
+            ("container", info.container),
+            ("architecture", info.architecture),
             *_formats(info.formats),
             ("parameters", f"{info.num_parameters / 1e6:,.1f} M"),
             ("vocabulary", f"{info.vocab_size:,} tokens"),

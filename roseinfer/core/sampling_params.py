@@ -32,31 +32,32 @@ class SamplingParams:
     logprobs: int | None = None  # None = none, 0 = the sampled token's, n = also the n most likely
 
     def __post_init__(self) -> None:
-        _check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
         _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        _check_int("top_k", self.top_k, 0, 2**31 - 1)
+        check_int("top_k", self.top_k, 0, 2**31 - 1)
         _check_float("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise InvalidRequestError("top_p must be greater than 0 and at most 1, got 0", "top_p")
         _check_float("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, MAX_SEED)
+            check_int("seed", self.seed, 0, MAX_SEED)
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequestError(
                 f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, got {len(self.stop_token_ids)}",
                 "stop_token_ids",
             )
         for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+            check_int("stop_token_ids", token_id, 0, 2**31 - 1)
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
 
-def _check_int(name: str, value: object, low: int, high: int) -> None:
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """Raises `InvalidRequestError` naming the field unless `value` is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(f"{name} must be an integer, got {_shown(value)}", name)
     if not low <= value <= high:

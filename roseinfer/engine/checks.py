@@ -8,7 +8,7 @@ import numpy as np
 
 from roseinfer.core.errors import ContextLengthError, InvalidRequestError
 from roseinfer.core.messages import AddRequest
-from roseinfer.core.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+from roseinfer.core.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams, check_int
 
 MAX_CHOICE = 2**16 - 1
 
@@ -20,9 +20,9 @@ def check_request(request: AddRequest, vocab_size: int, max_model_len: int) -> N
     check_token_ids("stop_token_ids", request.stop_token_ids, vocab_size)
     check_length(len(request.prompt_ids), max_model_len)
     check_length(len(request.prompt_ids) + len(request.output_ids), max_model_len + 1)
-    _check_range("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
-    _check_range("choice", request.choice, 0, MAX_CHOICE)
-    _check_range("num_logprobs", request.num_logprobs, -1, vocab_size)
+    check_int("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
+    check_int("choice", request.choice, 0, MAX_CHOICE)
+    check_int("num_logprobs", request.num_logprobs, -1, vocab_size)
     SamplingParams(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -52,12 +52,12 @@ def check_length(num_prompt_tokens: int, max_model_len: int) -> None:
     if num_prompt_tokens == 0:
         raise InvalidRequestError("the prompt is empty", "prompt")
     if num_prompt_tokens >= max_model_len:
-        raise ContextLengthError(
-            f"the prompt has {num_prompt_tokens} tokens, but the context length is {max_model_len} tokens, "
-            "prompt and completion together (the smaller of the model's and the KV cache's)"
-        )
+        raise prompt_too_long(str(num_prompt_tokens), max_model_len)
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {value}", name)
+def prompt_too_long(count: str, max_model_len: int) -> ContextLengthError:
+    """`count`: how many tokens the prompt has, as far as that is known."""
+    return ContextLengthError(
+        f"the prompt has {count} tokens, but the context length is {max_model_len} tokens, "
+        "prompt and completion together (the smaller of the model's and the KV cache's)"
+    )

@@ -124,8 +124,7 @@ class EngineClient:
         Raises `OverloadedError` if the queue is full, `EngineError` if the engine is gone.
         """
         with self._lock:
-            if self._refusal is not None:
-                raise EngineError(self._refusal)
+            self.check_alive()
             if request.request_id in self._live:
                 raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
             if len(self._live) >= self.max_live:

@@ -33,7 +33,9 @@ class ModelInfo:
     """What a loaded model is, for people and for the doors."""
 
     name: str
-    architecture: str
+    file: str
+    container: str
+    architecture: str  # as the file says; models/ may run it as another's twin
     formats: dict[str, tuple[int, int]]  # weight format → (tensors, bytes in the file)
     num_parameters: int
     vocab_size: int
@@ -98,7 +100,9 @@ def build_engine(
     engine = Engine(program, scheduler)
     info = ModelInfo(
         name=model_name(checkpoint),
-        architecture=model.architecture,
+        file=Path(checkpoint.path).name,
+        container=checkpoint.container,
+        architecture=checkpoint.architecture,
         formats=weight_formats(model.weights),
         num_parameters=num_parameters(model.weights),
         vocab_size=model.graph.vocab_size,

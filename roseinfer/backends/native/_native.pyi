@@ -13,22 +13,21 @@ MAX_HEAD_DIM: int = 256
 def cpu_features() -> dict[str, bool]: ...
 def available_isas() -> list[str]: ...
 def isa(isa: str = "auto") -> str: ...
-def has_bf16_dot(arg: str, /) -> bool: ...
-def q8_row_bytes(arg: int, /) -> int: ...
-def bf16_row_bytes(arg: int, /) -> int: ...
-def padded_head_dim(arg: int, /) -> int: ...
-def tile_bytes(arg0: str, arg1: int, /) -> int: ...
+def has_bf16_dot(isa: str, /) -> bool: ...
+def q8_row_bytes(columns: int, /) -> int: ...
+def bf16_row_bytes(columns: int, /) -> int: ...
+def padded_head_dim(head_dim: int, /) -> int: ...
 def philox(
-    arg0: NDArray[numpy.uint32],
-    arg1: NDArray[numpy.uint32],
+    counter: NDArray[numpy.uint32],
+    key: NDArray[numpy.uint32],
     /,
 ) -> NDArray[numpy.uint32]: ...
 def pack(
-    arg0: str,
-    arg1: int,
-    arg2: int,
-    arg3: NDArray[numpy.uint8],
-    arg4: ThreadPool,
+    format: str,
+    rows: int,
+    columns: int,
+    source: NDArray[numpy.uint8],
+    pool: ThreadPool,
     /,
 ) -> PackedWeight: ...
 def linear(
@@ -41,7 +40,7 @@ def linear(
 ) -> NDArray[numpy.float32]: ...
 
 class ThreadPool:
-    def __init__(self, arg: int, /) -> None: ...
+    def __init__(self, num_threads: int, /) -> None: ...
     def size(self) -> int: ...
 
 class PackedWeight:
@@ -75,8 +74,8 @@ class Program:
         max_positions: int,
         logits: Buffer,
     ) -> None: ...
-    def add_rope(self, arg0: Sequence[float], arg1: float, /) -> int: ...
-    def add_embedding(self, arg0: PackedWeight, arg1: Buffer, arg2: float, arg3: bool, /) -> None: ...
+    def add_rope(self, inv_freq: Sequence[float], scale: float, /) -> int: ...
+    def add_embedding(self, weight: PackedWeight, out: Buffer, scale: float, by_position: bool, /) -> None: ...
     def add_norm(
         self,
         x: Buffer,
@@ -89,18 +88,18 @@ class Program:
         num_heads: int,
         rows: int,
     ) -> None: ...
-    def add_prepare(self, arg0: Buffer, arg1: Buffer, arg2: Buffer, arg3: int, /) -> None: ...
+    def add_prepare(self, x: Buffer, q8: Buffer, bf16: Buffer, rows: int, /) -> None: ...
     def add_linear(
         self,
-        arg0: Buffer,
-        arg1: str,
-        arg2: int,
-        arg3: list[Any],
-        arg4: list[Any],
-        arg5: Sequence[Buffer],
-        arg6: str,
-        arg7: str,
-        arg8: Buffer,
+        x: Buffer,
+        type: str,
+        rows: int,
+        weights: list[Any],
+        biases: list[Any],
+        outs: Sequence[Buffer],
+        epilogue: str,
+        act: str,
+        residual: Buffer,
         /,
     ) -> None: ...
     def add_store_kv(
@@ -118,33 +117,42 @@ class Program:
         rope: int,
     ) -> None: ...
     def add_attention(
-        self, arg0: Buffer, arg1: Buffer, arg2: int, arg3: int, arg4: int, arg5: int, arg6: float, arg7: int, /
+        self,
+        q: Buffer,
+        out: Buffer,
+        num_heads: int,
+        kv_offset: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int,
+        /,
     ) -> None: ...
-    def add_add(self, arg0: Buffer, arg1: Buffer, arg2: Buffer, arg3: int, /) -> None: ...
-    def add_activate(self, arg0: Buffer, arg1: Buffer, arg2: str, arg3: int, /) -> None: ...
-    def add_gated(self, arg0: Buffer, arg1: Buffer, arg2: Buffer, arg3: str, arg4: int, /) -> None: ...
-    def add_rope_op(self, arg0: Buffer, arg1: Buffer, arg2: int, arg3: int, /) -> None: ...
-    def add_take_rows(self, arg0: Buffer, arg1: Buffer, /) -> None: ...
+    def add_add(self, a: Buffer, b: Buffer, out: Buffer, rows: int, /) -> None: ...
+    def add_activate(self, x: Buffer, out: Buffer, act: str, rows: int, /) -> None: ...
+    def add_gated(self, gate: Buffer, up: Buffer, out: Buffer, act: str, rows: int, /) -> None: ...
+    def add_rope_op(self, x: Buffer, out: Buffer, rope: int, num_heads: int, /) -> None: ...
+    def add_take_rows(self, x: Buffer, out: Buffer, /) -> None: ...
     def forward(
         self,
-        arg0: NDArray[numpy.int32],
-        arg1: NDArray[numpy.int32],
-        arg2: NDArray[numpy.int32],
-        arg3: NDArray[numpy.int32],
-        arg4: NDArray[numpy.int32],
+        token_ids: NDArray[numpy.int32],
+        positions: NDArray[numpy.int32],
+        row_offsets: NDArray[numpy.int32],
+        block_tables: NDArray[numpy.int32],
+        logit_rows: NDArray[numpy.int32],
         /,
     ) -> None: ...
     def sample(
         self,
-        arg0: NDArray[numpy.int32],
-        arg1: NDArray[numpy.float32],
-        arg2: NDArray[numpy.int32],
-        arg3: NDArray[numpy.float32],
-        arg4: NDArray[numpy.float32],
-        arg5: NDArray[numpy.uint64],
-        arg6: NDArray[numpy.int32],
-        arg7: NDArray[numpy.int64],
-        arg8: NDArray[numpy.int32],
+        rows: NDArray[numpy.int32],
+        temperatures: NDArray[numpy.float32],
+        top_ks: NDArray[numpy.int32],
+        top_ps: NDArray[numpy.float32],
+        min_ps: NDArray[numpy.float32],
+        seeds: NDArray[numpy.uint64],
+        choices: NDArray[numpy.int32],
+        positions: NDArray[numpy.int64],
+        num_logprobs: NDArray[numpy.int32],
         /,
     ) -> tuple[Any, Any, list[Any], list[Any]]: ...
     def logits(self) -> NDArray[numpy.float32]: ...

@@ -199,11 +199,9 @@ class _Compiler:
 
     def stored_format(self, tensor: Tensor) -> str:
         """Unquantised matrices are held in the dtype asked for; quantised ones stay as they are."""
-        return (
-            REQUESTED_FORMATS.get(self.options.dtype, tensor.format)
-            if tensor.format in FLOAT_FORMATS
-            else tensor.format
-        )
+        if tensor.format not in FLOAT_FORMATS:
+            return tensor.format
+        return REQUESTED_FORMATS.get(self.options.dtype, tensor.format)
 
     def in_requested_precision(self, tensor: Tensor) -> Tensor:
         wanted = self.stored_format(tensor)
