@@ -38,14 +38,8 @@ CpuFeatures cpu_features() {
 
 const Kernels* select_kernels(const std::string& isa) {
   const CpuFeatures features = cpu_features();
-  if (features.avx512 && (isa == "auto" || isa == "avx512")) {
-    static const Kernels table = [&] {
-      Kernels k = *avx512_kernels();
-      if (features.avx512_bf16) k.bf16_tile = avx512_bf16_tile();
-      return k;
-    }();
-    return &table;
-  }
+  if (features.avx512_bf16 && (isa == "auto" || isa == "avx512_bf16")) return avx512_bf16_kernels();
+  if (features.avx512 && (isa == "auto" || isa == "avx512")) return avx512_kernels();
   if (features.avx2 && (isa == "auto" || isa == "avx2")) return avx2_kernels();
   return isa == "auto" || isa == "scalar" ? scalar_kernels() : nullptr;
 }
@@ -62,7 +56,7 @@ const Kernels* select_kernels(const std::string& isa) {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const char* name : {"scalar", "avx2", "avx512"})
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"})
     if (select_kernels(name)) names.push_back(name);
   return names;
 }

@@ -69,32 +69,47 @@ constexpr int64_t tile_bytes(Format f, int64_t columns) {
   return groups * l.group_bytes + groups / l.groups_per_super * l.header_bytes;
 }
 
-// One activation row in int8: a scale per 32 columns, and the sums that zero points and minimums need.
-struct Q8Row {
-  int8_t* values;   // [columns]
-  float* scales;    // [columns / 32]
-  int32_t* sums32;  // [columns / 32], of the int8 values
-  float* fsums32;   // [columns / 32], scale × sum
-  int32_t* sums16;  // [columns / 16]
-  float* fsums16;   // [columns / 16]
+// Activations that linears read, prepared once for all of them: panels of 16 rows, cut along the columns in groups of
+// 32 like the weights, so that a kernel walks both from front to back. Columns behind the last one are zero.
+constexpr int PANEL_ROWS = 16;
+
+enum class ActType : int { F32, Q8, BF16 };
+constexpr int NUM_ACT_TYPES = 3;
+
+struct F32Group {
+  float values[PANEL_ROWS][GROUP];
 };
 
-constexpr int64_t q8_row_bytes(int64_t columns) {
-  return (columns + columns / 32 * 12 + columns / 16 * 8 + 63) / 64 * 64;
+struct BF16Group {
+  uint16_t values[PANEL_ROWS][GROUP];
+};
+
+// int8 with a scale per row, and the sums of the int8 values that zero points and minimums need, over all 32 columns
+// and over each half: as scale × sum, and as -128 × sum, which a shift turns into -zero × sum for every zero point.
+struct Q8Group {
+  int8_t values[PANEL_ROWS][GROUP];
+  float scales[PANEL_ROWS];
+  float scaled_sums[PANEL_ROWS];
+  int32_t offsets[PANEL_ROWS];
+  float half_scaled_sums[2][PANEL_ROWS];
+  int32_t half_offsets[2][PANEL_ROWS];
+};
+
+constexpr int64_t num_groups(int64_t columns) { return (columns + GROUP - 1) / GROUP; }
+
+constexpr int64_t group_bytes(ActType type) {
+  switch (type) {
+    case ActType::F32: return sizeof(F32Group);
+    case ActType::Q8: return sizeof(Q8Group);
+    default: return sizeof(BF16Group);
+  }
 }
 
-inline Q8Row q8_row(uint8_t* row, int64_t columns) {
-  Q8Row r;
-  r.values = (int8_t*)row;
-  r.scales = (float*)(row + columns);
-  r.sums32 = (int32_t*)(r.scales + columns / 32);
-  r.fsums32 = (float*)(r.sums32 + columns / 32);
-  r.sums16 = (int32_t*)(r.fsums32 + columns / 32);
-  r.fsums16 = (float*)(r.sums16 + columns / 16);
-  return r;
-}
+constexpr int64_t panel_bytes(ActType type, int64_t columns) { return num_groups(columns) * group_bytes(type); }
 
-// A line more than needed: rows a power of two apart would all fall into the same few cache sets.
-constexpr int64_t bf16_row_bytes(int64_t columns) { return ((columns + 1) / 2 * 4 + 63) / 64 * 64 + 64; }
+// Bytes of all panels of `rows` rows.
+constexpr int64_t panels_bytes(ActType type, int64_t rows, int64_t columns) {
+  return (rows + PANEL_ROWS - 1) / PANEL_ROWS * panel_bytes(type, columns);
+}
 
 }  // namespace roseinfer

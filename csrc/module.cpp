@@ -5,13 +5,16 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cpu.h"
+#include "peaks.h"
 #include "program.h"
 #include "sampler.h"
 
@@ -49,6 +52,14 @@ ActType act_type(const std::string& name) {
   return ActType::BF16;
 }
 
+KvType kv_type(const std::string& name) {
+  if (name == "float16") return KvType::F16;
+  if (name == "bfloat16") return KvType::BF16;
+  if (name == "q8") return KvType::Q8;
+  require(name == "float32", "KV types are float32, float16, bfloat16 and q8");
+  return KvType::F32;
+}
+
 ActKind act_kind(const std::string& name) {
   if (name == "silu") return ActKind::SILU;
   if (name == "gelu_tanh") return ActKind::GELU_TANH;
@@ -80,37 +91,40 @@ nb::ndarray<nb::numpy, float> unpack(const PackedWeight& weight) {
   return numpy(std::move(out), {size_t(weight.rows), size_t(weight.columns)});
 }
 
+int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+void check_kernel(const Kernels& kernels, ActType type, const PackedWeight& weight) {
+  require(type != ActType::Q8 || !is_float(weight.format), "float weights have no int8 kernel");
+  require(type != ActType::BF16 || (weight.format == Format::BF16 && kernels.bf16_tile),
+          "bf16 activations want bf16 weights and a CPU with bf16 dot products");
+}
+
 // A linear on its own, for kernel tests and benchmarks: x [M, columns] → [M, rows].
 nb::ndarray<nb::numpy, float> linear(const std::string& isa, const Weight& weight, Matrix<float> x,
                                      const std::string& act, std::shared_ptr<ThreadPool> pool, int repeat) {
   require(int64_t(x.shape(1)) == weight->columns, "x has another width than the weight");
   const int rows = int(x.shape(0));
   const int64_t columns = weight->columns;
-  const int64_t x_bytes = rows * columns * 4, out_bytes = rows * weight->rows * 4;
-  const int64_t prepared = rows * (q8_row_bytes(columns) + bf16_row_bytes(columns));
-  Program program(kernels_of(isa), std::move(pool), rows, rows, 0, 0, KvType::F32,
-                  x_bytes + prepared + out_bytes + 256);
-  const Buffer in{0, columns};
-  Buffer ready{(x_bytes + 63) / 64 * 64, columns};
-  const Buffer out{ready.offset + (prepared + 63) / 64 * 64, weight->rows};
-  std::memcpy(program.floats(in), x.data(), size_t(x_bytes));
   const ActType type = act_type(act);
-  require(type != ActType::Q8 || !is_float(weight->format), "float weights have no int8 kernel");
-  require(type != ActType::BF16 || (weight->format == Format::BF16 && program.kernels->bf16_tile),
-          "bf16 activations want bf16 weights and a CPU with bf16 dot products");
+  const Buffer in{0, columns}, panels{align64(rows * columns * 4), columns};
+  const Buffer out{panels.offset + align64(panels_bytes(type, rows, columns)), weight->rows};
+  Program program(kernels_of(isa), std::move(pool), rows, rows, 0, 0, KvType::F32,
+                  out.offset + rows * weight->rows * 4);
+  check_kernel(*program.kernels, type, *weight);
+  std::memcpy(program.floats(in), x.data(), size_t(rows * columns * 4));
   program.step.num_tokens = rows;
   PrepareOp prepare;
   prepare.x = in;
+  prepare.out.panels[int(type)] = panels;
   prepare.rows = Rows::TOKENS;
-  (type == ActType::Q8 ? prepare.q8 : prepare.bf16) = ready;
-  if (type == ActType::F32) ready = in;
-  else prepare.run(program);
+  prepare.run(program);
   LinearOp op;
-  op.x = ready;
+  op.x = panels;
   op.type = type;
   op.rows = Rows::TOKENS;
-  op.segments.push_back({weight, {}, out});
-  op.epilogue = Epilogue::NONE;
+  op.segments.push_back({weight, {}, {out, {}}});
+  op.combine = Combine::NONE;
+  op.act = ActKind::SILU;
   {
     nb::gil_scoped_release release;
     for (int i = 0; i < repeat; ++i) op.run(program);
@@ -218,15 +232,25 @@ nb::dict features() {
 
 KvLayer kv_layer(const PyProgram& p, int64_t offset, int num_kv_heads, int head_dim) {
   require(head_dim > 0 && head_dim <= MAX_HEAD_DIM, "head_dim is larger than the kernels take");
-  const int64_t bytes =
-      int64_t(num_kv_heads) * (head_dim + padded_head_dim(head_dim)) * KV_BLOCK * (p.kv_type == KvType::F32 ? 4 : 2);
+  const int64_t bytes = int64_t(num_kv_heads) * 2 * kv_part_bytes(p.kv_type, head_dim);
   require(num_kv_heads > 0 && offset >= 0 && offset + bytes <= p.block_bytes, "a layer lies outside its KV block");
   return {offset, num_kv_heads, head_dim};
 }
 
-std::vector<float> padded_to_tiles(const Array<float>& bias) {
+// Whether every form of an output has the width; int8 panels are written in whole groups.
+bool fits(const Output& out, int64_t width) {
+  bool exists = out.floats.exists();
+  for (const Buffer& b : out.panels) {
+    exists |= b.exists();
+    if (b.exists() && b.width != width) return false;
+  }
+  return exists && (!out.floats.exists() || out.floats.width == width) &&
+         (!out.panels[int(ActType::Q8)].exists() || width % GROUP == 0);
+}
+
+std::vector<float> padded_to_groups(const Array<float>& bias) {
   std::vector<float> values = floats(bias);
-  values.resize((values.size() + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS);
+  values.resize((values.size() + GROUP - 1) / GROUP * GROUP);
   return values;
 }
 
@@ -241,9 +265,11 @@ NB_MODULE(_native, m) {
   m.def("available_isas", available_isas);
   m.def("isa", [](const std::string& isa) { return std::string(kernels_of(isa)->name); }, nb::arg("isa") = "auto");
   m.def("has_bf16_dot", [](const std::string& isa) { return kernels_of(isa)->bf16_tile != nullptr; });
-  m.def("q8_row_bytes", q8_row_bytes);
-  m.def("bf16_row_bytes", bf16_row_bytes);
-  m.def("padded_head_dim", padded_head_dim);
+  m.def("panels_bytes", [](const std::string& type, int64_t rows, int64_t columns) {
+    return panels_bytes(act_type(type), rows, columns);
+  });
+  m.def("kv_head_bytes",
+        [](const std::string& type, int head_dim) { return 2 * kv_part_bytes(kv_type(type), head_dim); });
   m.def("philox", [](Array<uint32_t> counter, Array<uint32_t> key) {
     require(counter.shape(0) == 4 && key.shape(0) == 2, "philox takes four counter words and two key words");
     std::vector<uint32_t> out(4);
@@ -255,6 +281,7 @@ NB_MODULE(_native, m) {
         nb::arg("repeat") = 1);
 
   nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>()).def("size", &ThreadPool::size);
+  bind_peaks(m);
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def_ro("rows", &PackedWeight::rows)
       .def_ro("columns", &PackedWeight::columns)
@@ -265,6 +292,14 @@ NB_MODULE(_native, m) {
       .def_ro("offset", &Buffer::offset)
       .def_ro("width", &Buffer::width);
 
+  nb::class_<Output>(m, "Output")
+      .def(
+          "__init__",
+          [](Output* self, Buffer floats, Buffer f32, Buffer q8, Buffer bf16) {
+            new (self) Output{floats, {f32, q8, bf16}};
+          },
+          nb::arg("floats"), nb::arg("f32"), nb::arg("q8"), nb::arg("bf16"));
+
   nb::class_<PyProgram>(m, "Program")
       .def(
           "__init__",
@@ -272,11 +307,8 @@ NB_MODULE(_native, m) {
              int num_blocks, int64_t block_bytes, const std::string& kv_dtype, int64_t arena_bytes, int64_t vocab_size,
              int64_t max_positions, Buffer logits) {
             require(max_tokens > 0 && max_logits > 0 && num_blocks > 0 && block_bytes > 0, "bad program sizes");
-            const KvType type = kv_dtype == "float16"    ? KvType::F16
-                                : kv_dtype == "bfloat16" ? KvType::BF16
-                                                         : KvType::F32;
             new (self) PyProgram(kernels_of(isa), std::move(pool), max_tokens, max_logits, num_blocks, block_bytes,
-                                 type, arena_bytes);
+                                 kv_type(kv_dtype), arena_bytes);
             self->vocab_size = vocab_size;
             self->max_positions = max_positions;
             self->logits = logits;
@@ -295,46 +327,42 @@ NB_MODULE(_native, m) {
            })
       .def(
           "add_norm",
-          [](PyProgram& p, Buffer x, Buffer out, Buffer q8, Buffer bf16, Array<float> weight,
-             std::optional<Array<float>> bias, float eps, int num_heads, int rows) {
+          [](PyProgram& p, Buffer x, Output out, Array<float> weight, std::optional<Array<float>> bias, float eps,
+             int num_heads, int rows) {
             require(int64_t(weight.shape(0)) * num_heads == x.width, "a norm's weight does not fit its input");
             p.need_scratch(x.width);
             NormOp op;
-            op.x = x, op.out = out, op.q8 = q8, op.bf16 = bf16, op.weight = floats(weight);
+            op.x = x, op.out = out, op.weight = floats(weight);
             if (bias) op.bias = floats(*bias);
             op.eps = eps, op.num_heads = num_heads, op.rows = Rows(rows);
             p.add(std::move(op));
           },
-          nb::arg("x"), nb::arg("out"), nb::arg("q8"), nb::arg("bf16"), nb::arg("weight"), nb::arg("bias").none(),
-          nb::arg("eps"), nb::arg("num_heads"), nb::arg("rows"))
+          nb::arg("x"), nb::arg("out"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("eps"), nb::arg("num_heads"),
+          nb::arg("rows"))
       .def("add_prepare",
-           [](PyProgram& p, Buffer x, Buffer q8, Buffer bf16, int rows) {
+           [](PyProgram& p, Buffer x, Output out, int rows) {
              PrepareOp op;
-             op.x = x, op.q8 = q8, op.bf16 = bf16, op.rows = Rows(rows);
+             op.x = x, op.out = out, op.rows = Rows(rows);
              p.add(std::move(op));
            })
       .def("add_linear",
            [](PyProgram& p, Buffer x, const std::string& type, int rows, nb::list weights, nb::list biases,
-              std::vector<Buffer> outs, const std::string& epilogue, const std::string& act, Buffer residual) {
+              std::vector<Output> outs, const std::string& combine, const std::string& act, Buffer residual) {
              LinearOp op;
              op.x = x, op.type = act_type(type), op.rows = Rows(rows), op.residual = residual;
              for (size_t i = 0; i < outs.size(); ++i) {
                Weight w = nb::cast<Weight>(weights[i]);
                require(w->columns == x.width, "a linear's input has another width than its weight");
-               require(outs[i].exists() && outs[i].width == w->rows, "a linear's output does not fit its weight");
-               require(op.type != ActType::Q8 || !is_float(w->format), "float weights have no int8 kernel");
-               require(op.type != ActType::BF16 || (w->format == Format::BF16 && p.kernels->bf16_tile),
-                       "no bf16 kernel for this weight");
+               require(fits(outs[i], w->rows), "a linear's output does not fit its weight");
+               check_kernel(*p.kernels, op.type, *w);
                std::vector<float> bias;
-               if (!biases[i].is_none()) bias = padded_to_tiles(nb::cast<Array<float>>(biases[i]));
+               if (!biases[i].is_none()) bias = padded_to_groups(nb::cast<Array<float>>(biases[i]));
                require(bias.empty() || int64_t(bias.size()) >= w->rows, "a bias is shorter than its weight");
                op.segments.push_back({std::move(w), std::move(bias), outs[i]});
              }
-             op.epilogue = epilogue == "gated" ? Epilogue::GATED
-                           : epilogue.empty()  ? Epilogue::NONE
-                                               : Epilogue::ACTIVATE;
-             op.act = epilogue.empty() ? ActKind::SILU : act_kind(act);
-             require(op.epilogue != Epilogue::GATED || op.segments.size() == 2, "a gate wants two weights");
+             op.combine = combine == "gated" ? Combine::GATED : combine.empty() ? Combine::NONE : Combine::ACTIVATE;
+             op.act = combine.empty() ? ActKind::SILU : act_kind(act);
+             require(op.combine != Combine::GATED || op.segments.size() == 2, "a gate wants two weights");
              p.add(std::move(op));
            })
       .def(
@@ -353,8 +381,10 @@ NB_MODULE(_native, m) {
           nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("num_heads"), nb::arg("kv_offset"), nb::arg("num_kv_heads"),
           nb::arg("head_dim"), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("eps"), nb::arg("rope"))
       .def("add_attention",
-           [](PyProgram& p, Buffer q, Buffer out, int num_heads, int64_t kv_offset, int num_kv_heads, int head_dim,
+           [](PyProgram& p, Buffer q, Output out, int num_heads, int64_t kv_offset, int num_kv_heads, int head_dim,
               float scale, int window) {
+             p.need_scratch(attend_scratch_floats(head_dim) +
+                            int64_t(ATTEND_TOKENS) * (num_heads / num_kv_heads) * head_dim);
              AttentionOp op;
              op.q = q, op.out = out, op.num_heads = num_heads;
              op.layer = kv_layer(p, kv_offset, num_kv_heads, head_dim);
@@ -405,6 +435,19 @@ NB_MODULE(_native, m) {
              const size_t rows = size_t(p.step.num_logits), columns = size_t(p.vocab_size);
              const float* values = p.floats(p.logits);
              return numpy(std::vector<float>(values, values + rows * columns), {rows, columns});
+           })
+      .def("start_profile",
+           [](PyProgram& p) {
+             p.times.clear();
+             p.is_profiled = true;
+           })
+      .def("profile",
+           [](PyProgram& p) {
+             p.is_profiled = false;
+             std::vector<std::tuple<std::string, int64_t, double>> rows;
+             for (size_t i = 0; i < p.times.size(); ++i)
+               rows.emplace_back(p.ops[i]->name(), p.times[i].calls, p.times[i].seconds);
+             return rows;
            })
       .def_prop_ro("kv_bytes", [](const PyProgram& p) { return p.kv.size(); })
       .def_prop_ro("arena_bytes", [](const PyProgram& p) { return p.arena.size(); });

@@ -1,14 +1,16 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
 namespace roseinfer {
 namespace {
 
-constexpr int ROWS_PER_ITEM = 8;  // of a row-wise operation: enough work to be worth another thread
-constexpr int LINEAR_ROWS = 64;   // activation rows that stay in L2 while a thread's tiles pass
+constexpr int ROWS_PER_ITEM = 8;     // of a row-wise operation: enough work to be worth another thread
+constexpr int LINEAR_ROWS = 64;      // activation rows that stay in L2 while a thread's tiles pass
+constexpr int TASKS_PER_THREAD = 4;  // fewer of them are cut along the keys, so that no thread waits long
 
 // Runs body(row, thread) over all rows, a few per item.
 template <typename Body>
@@ -19,32 +21,17 @@ void for_rows(Program& p, int count, const Body& body) {
   });
 }
 
-void prepare_row(Program& p, const float* x, int64_t width, int row, Buffer q8, Buffer bf16) {
-  if (q8.exists()) p.kernels->quantize_row(x, width, p.bytes(q8) + row * q8_row_bytes(width));
-  if (bf16.exists()) p.kernels->bf16_row(x, width, p.bytes(bf16) + row * bf16_row_bytes(width));
-}
-
-int64_t act_row_bytes(ActType type, int64_t width) {
-  switch (type) {
-    case ActType::F32: return width * 4;
-    case ActType::Q8: return q8_row_bytes(width);
-    default: return bf16_row_bytes(width);
+// 32 floats of each row on their way into the cache, while the tiles are computed.
+template <bool FOR_WRITING>
+void prefetch_rows(const float* first, int64_t stride, int count) {
+  for (int m = 0; m < count; ++m) {
+    __builtin_prefetch(first + m * stride, FOR_WRITING);
+    __builtin_prefetch(first + m * stride + GROUP / 2, FOR_WRITING);
   }
 }
 
-int64_t kv_element_bytes(KvType type) { return type == KvType::F32 ? 4 : 2; }
-
-// Bytes of one KV head's keys (or values, which are padded) in a block.
-int64_t key_bytes(const Program& p, const KvLayer& l) {
-  return int64_t(l.head_dim) * KV_BLOCK * kv_element_bytes(p.kv_type);
-}
-
-int64_t value_bytes(const Program& p, const KvLayer& l) {
-  return int64_t(padded_head_dim(l.head_dim)) * KV_BLOCK * kv_element_bytes(p.kv_type);
-}
-
 uint8_t* head_keys(const Program& p, const KvLayer& l, int64_t block, int head) {
-  return p.kv.data() + block * p.block_bytes + l.offset + head * (key_bytes(p, l) + value_bytes(p, l));
+  return p.kv.data() + block * p.block_bytes + l.offset + head * 2 * kv_part_bytes(p.kv_type, l.head_dim);
 }
 
 }  // namespace
@@ -61,7 +48,7 @@ Program::Program(const Kernels* kernels_, std::shared_ptr<ThreadPool> pool_, int
       arena(arena_bytes),
       kv(num_blocks_ * block_bytes_),
       token_rows(size_t(max_tokens_)),
-      scratch(size_t(pool->size()), std::vector<float>(size_t(attend_scratch_floats(MAX_HEAD_DIM)))) {
+      scratch(size_t(pool->size())) {
   attend_items.reserve(size_t(max_tokens_));
 }
 
@@ -90,7 +77,31 @@ void Program::forward(const Step& new_step) {
       }
     });
   }
+  if (is_profiled) return run_profiled();
   for (const std::unique_ptr<Op>& op : ops) op->run(*this);
+}
+
+void Program::run_profiled() {
+  using Clock = std::chrono::steady_clock;
+  times.resize(ops.size());
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const auto start = Clock::now();
+    ops[i]->run(*this);
+    times[i].seconds += std::chrono::duration<double>(Clock::now() - start).count();
+    ++times[i].calls;
+  }
+}
+
+void Program::write(const Output& out, const float* values, int64_t row, int64_t first_column, int64_t width) const {
+  if (out.floats.exists())
+    std::memcpy(floats(out.floats) + row * out.floats.width + first_column, values, size_t(width) * 4);
+  for (int type = 0; type < NUM_ACT_TYPES; ++type) {
+    const Buffer& b = out.panels[type];
+    if (!b.exists()) continue;
+    uint8_t* panel = bytes(b) + row / PANEL_ROWS * panel_bytes(ActType(type), b.width);
+    kernels->to_panel[type](values, width, panel + first_column / GROUP * group_bytes(ActType(type)),
+                            int(row % PANEL_ROWS));
+  }
 }
 
 void EmbeddingOp::run(Program& p) const {
@@ -106,78 +117,80 @@ void NormOp::run(Program& p) const {
   const int64_t part = x.width / num_heads;
   for_rows(p, p.count(rows), [&](int row, int thread) {
     const float* source = p.floats(x) + row * x.width;
-    float* target = out.exists() ? p.floats(out) + row * x.width : p.scratch[size_t(thread)].data();
+    float* target = p.scratch[size_t(thread)].data();
     for (int h = 0; h < num_heads; ++h) {
       const float* from = source + h * part;
       float* to = target + h * part;
       if (bias.empty()) p.kernels->rms_norm(from, weight.data(), part, eps, to);
       else p.kernels->layer_norm(from, weight.data(), bias.data(), part, eps, to);
     }
-    prepare_row(p, target, x.width, row, q8, bf16);
+    p.write(out, target, row, 0, x.width);
   });
 }
 
 void PrepareOp::run(Program& p) const {
-  for_rows(p, p.count(rows),
-           [&](int row, int) { prepare_row(p, p.floats(x) + row * x.width, x.width, row, q8, bf16); });
+  for_rows(p, p.count(rows), [&](int row, int) { p.write(out, p.floats(x) + row * x.width, row, 0, x.width); });
 }
 
-void LinearOp::compute(Program& p, const LinearSegment& segment, int64_t tile, int first_row, int count,
-                       float* out) const {
-  const PackedWeight& w = *segment.weight;
-  const int64_t stride = act_row_bytes(type, x.width);
-  const uint8_t* source = p.bytes(x) + first_row * stride;
-  switch (type) {
-    case ActType::F32: p.kernels->f32_tile[int(w.format)](w.tile(tile), w.columns, source, stride, count, out); break;
-    case ActType::Q8: p.kernels->q8_tile[int(w.format)](w.tile(tile), w.columns, source, stride, count, out); break;
-    case ActType::BF16: p.kernels->bf16_tile(w.tile(tile), w.columns, source, stride, count, out); break;
-  }
-  if (segment.bias.empty()) return;
-  const float* bias = segment.bias.data() + tile * TILE_ROWS;
-  for (int m = 0; m < count; ++m)
-    for (int i = 0; i < TILE_ROWS; ++i) out[m * TILE_ROWS + i] += bias[i];
+std::string LinearOp::name() const {
+  int64_t num_rows = 0;
+  for (const LinearSegment& segment : segments) num_rows += segment.weight->rows;
+  const PackedWeight& first = *segments.front().weight;
+  return std::string("linear ") + layout_of(first.format).name + " " + std::to_string(num_rows) + "x" +
+         std::to_string(first.columns);
 }
 
-void LinearOp::run_tile(Program& p, const LinearSegment& segment, int64_t tile, int first_row, int count) const {
-  alignas(64) float result[MAX_TILE_M * TILE_ROWS], second[MAX_TILE_M * TILE_ROWS];
-  compute(p, segment, tile, first_row, count, result);
-  if (epilogue == Epilogue::ACTIVATE) p.kernels->activate(result, count * TILE_ROWS, act, result);
-  if (epilogue == Epilogue::GATED) {
-    compute(p, segments[1], tile, first_row, count, second);
-    p.kernels->gated(result, second, count * TILE_ROWS, act, result);
+// The two tiles of a group of 32 outputs, for the rows of one panel.
+void LinearOp::compute(const Program& p, const PackedWeight& w, int64_t group, int panel, int count, float* out) const {
+  const uint8_t* rows = p.bytes(x) + panel * panel_bytes(type, x.width);
+  const TileKernel kernel = type == ActType::F32  ? p.kernels->f32_tile[int(w.format)]
+                            : type == ActType::Q8 ? p.kernels->q8_tile[int(w.format)]
+                                                  : p.kernels->bf16_tile;
+  for (int64_t tile = 2 * group; tile < std::min(2 * group + 2, w.num_tiles()); ++tile)
+    kernel(w.tile(tile), w.columns, rows, count, out + tile % 2 * TILE_ROWS);
+}
+
+void LinearOp::run_group(Program& p, const LinearSegment& segment, int64_t group, int first_row, int count) const {
+  alignas(64) float result[PANEL_ROWS * GROUP], up[PANEL_ROWS * GROUP];
+  const int64_t column = group * GROUP;
+  const int width = int(std::min<int64_t>(GROUP, segment.weight->rows - column));
+  const auto bias_of = [&](const LinearSegment& s) { return s.bias.empty() ? nullptr : s.bias.data() + column; };
+  Epilogue epilogue{bias_of(segment), nullptr, combine != Combine::NONE, act, nullptr, residual.width, width};
+  if (residual.exists()) {
+    epilogue.residual = p.floats(residual) + first_row * residual.width + column;
+    prefetch_rows<false>(epilogue.residual, residual.width, count);
   }
-  const int64_t column = tile * TILE_ROWS;
-  const int64_t width = std::min<int64_t>(TILE_ROWS, segment.weight->rows - column);
-  for (int m = 0; m < count; ++m) {
-    float* target = p.floats(segment.out) + (first_row + m) * segment.out.width + column;
-    if (residual.exists()) {
-      const float* add = p.floats(residual) + (first_row + m) * residual.width + column;
-      for (int64_t i = 0; i < width; ++i) target[i] = add[i] + result[m * TILE_ROWS + i];
-    } else {
-      std::memcpy(target, result + m * TILE_ROWS, size_t(width) * 4);
-    }
+  if (segment.out.floats.exists())
+    prefetch_rows<true>(p.floats(segment.out.floats) + first_row * segment.out.floats.width + column,
+                        segment.out.floats.width, count);
+  compute(p, *segment.weight, group, first_row / PANEL_ROWS, count, result);
+  if (combine == Combine::GATED) {
+    compute(p, *segments[1].weight, group, first_row / PANEL_ROWS, count, up);
+    epilogue.up_bias = bias_of(segments[1]);
   }
+  p.kernels->finish(epilogue, result, combine == Combine::GATED ? up : nullptr, count);
+  for (int m = 0; m < count; ++m) p.write(segment.out, result + m * GROUP, first_row + m, column, width);
 }
 
 void LinearOp::run(Program& p) const {
-  const int num_rows = p.count(rows);
-  if (num_rows == 0) return;
-  const size_t num_segments = epilogue == Epilogue::GATED ? 1 : segments.size();
-  int64_t num_tiles = 0;
-  for (size_t s = 0; s < num_segments; ++s) num_tiles += segments[s].weight->num_tiles();
-  const int64_t per_item = std::clamp<int64_t>(num_tiles / (8 * p.pool->size()), 1, 16);
-  const int64_t tile_items = (num_tiles + per_item - 1) / per_item;
-  const int64_t row_items = (num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
-  p.pool->parallel(tile_items * row_items, [&](int64_t item, int) {
-    const int first = int(item / tile_items) * LINEAR_ROWS, last = std::min(num_rows, first + LINEAR_ROWS);
-    int64_t tile = item % tile_items * per_item;
-    const int64_t end = std::min(num_tiles, tile + per_item);
+  const int count = p.count(rows);
+  if (count == 0) return;
+  const size_t num_segments = combine == Combine::GATED ? 1 : segments.size();
+  int64_t total = 0;  // groups of 32 outputs
+  for (size_t s = 0; s < num_segments; ++s) total += num_groups(segments[s].weight->rows);
+  const int64_t per_item = std::clamp<int64_t>(total / (8 * p.pool->size()), 1, 8);
+  const int64_t group_items = (total + per_item - 1) / per_item;
+  const int64_t row_items = (count + LINEAR_ROWS - 1) / LINEAR_ROWS;
+  p.pool->parallel(group_items * row_items, [&](int64_t item, int) {
+    const int first = int(item / group_items) * LINEAR_ROWS, last = std::min(count, first + LINEAR_ROWS);
+    int64_t group = item % group_items * per_item;
+    const int64_t end = std::min(total, group + per_item);
     size_t s = 0;
-    int64_t before = 0;  // tiles of the segments in front
-    for (; tile < end; ++tile) {
-      while (tile - before >= segments[s].weight->num_tiles()) before += segments[s++].weight->num_tiles();
-      for (int row = first; row < last; row += MAX_TILE_M)
-        run_tile(p, segments[s], tile - before, row, std::min(MAX_TILE_M, last - row));
+    int64_t before = 0;  // groups of the segments in front
+    for (; group < end; ++group) {
+      while (group - before >= num_groups(segments[s].weight->rows)) before += num_groups(segments[s++].weight->rows);
+      for (int row = first; row < last; row += PANEL_ROWS)
+        run_group(p, segments[s], group - before, row, std::min(PANEL_ROWS, last - row));
     }
   });
 }
@@ -202,40 +215,78 @@ void StoreKvOp::run(Program& p) const {
     const int position = p.step.positions[t], slot = position % KV_BLOCK;
     const int64_t block =
         p.step.block_tables[int64_t(p.token_rows[size_t(t)]) * p.step.table_width + position / KV_BLOCK];
+    const int row = p.token_rows[size_t(t)];
+    const bool is_last = t + 1 == p.step.row_offsets[row + 1];
     for (int h = 0; h < layer.num_kv_heads; ++h) {
       uint8_t* keys = head_keys(p, layer, block, h);
       p.kernels->store_key(key + h * head_dim, head_dim, p.kv_type, keys, slot);
-      p.kernels->store_value(value + h * head_dim, head_dim, p.kv_type, keys + key_bytes(p, layer), slot);
+      p.kernels->store_value(value + h * head_dim, head_dim, p.kv_type, keys + kv_part_bytes(p.kv_type, head_dim), slot,
+                             is_last);
     }
   });
 }
 
+// Task `index`: one KV head of one AttendItem.
+AttendTask AttentionOp::task_of(const Program& p, int64_t index, float* scratch, float* result) const {
+  const AttendItem& item = p.attend_items[size_t(index / layer.num_kv_heads)];
+  const int head = int(index % layer.num_kv_heads), group = num_heads / layer.num_kv_heads;
+  AttendTask task;
+  task.q = p.floats(q) + item.first_token * q.width + int64_t(head) * group * layer.head_dim;
+  task.q_stride = q.width;
+  task.out = result;
+  task.num_tokens = item.num_tokens;
+  task.first_position = p.step.positions[item.first_token];
+  task.group = group;
+  task.head_dim = layer.head_dim;
+  task.scale = scale;
+  task.window = window;
+  task.type = p.kv_type;
+  task.keys = head_keys(p, layer, 0, head);
+  task.values = task.keys + kv_part_bytes(p.kv_type, layer.head_dim);
+  task.block_stride = p.block_bytes;
+  task.block_table = p.step.block_tables + int64_t(item.row) * p.step.table_width;
+  task.scratch = scratch;
+  return task;
+}
+
+void AttentionOp::write(const Program& p, int64_t index, const float* result) const {
+  const AttendItem& item = p.attend_items[size_t(index / layer.num_kv_heads)];
+  const int64_t width = int64_t(num_heads / layer.num_kv_heads) * layer.head_dim;
+  for (int t = 0; t < item.num_tokens; ++t)
+    p.write(out, result + t * width, item.first_token + t, index % layer.num_kv_heads * width, width);
+}
+
 void AttentionOp::run(Program& p) const {
-  const int group = num_heads / layer.num_kv_heads;
-  const int64_t count = int64_t(p.attend_items.size()) * layer.num_kv_heads;
-  p.pool->parallel(count, [&](int64_t i, int thread) {
-    const AttendItem& item = p.attend_items[size_t(i / layer.num_kv_heads)];
-    const int head = int(i % layer.num_kv_heads);
-    AttendTask task;
-    const int64_t first = int64_t(head) * group * layer.head_dim;
-    task.q = p.floats(q) + item.first_token * q.width + first;
-    task.out = p.floats(out) + item.first_token * out.width + first;
-    task.q_stride = q.width;
-    task.out_stride = out.width;
-    task.num_tokens = item.num_tokens;
-    task.first_position = p.step.positions[item.first_token];
-    task.group = group;
-    task.head_dim = layer.head_dim;
-    task.scale = scale;
-    task.window = window;
-    task.type = p.kv_type;
-    task.keys = head_keys(p, layer, 0, head);
-    task.values = task.keys + key_bytes(p, layer);
-    task.block_stride = p.block_bytes;
-    task.block_table = p.step.block_tables + int64_t(item.row) * p.step.table_width;
-    task.scratch = p.scratch[size_t(thread)].data();
-    p.kernels->attend(task);
+  const int64_t num_tasks = int64_t(p.attend_items.size()) * layer.num_kv_heads;
+  int last_position = 0;
+  for (const AttendItem& item : p.attend_items)
+    last_position = std::max(last_position, p.step.positions[item.first_token]);
+  const int num_splits = last_position / ATTENTION_SPLIT + 1;
+  if (p.step.num_tokens == p.step.num_rows && num_splits > 1 && num_tasks < TASKS_PER_THREAD * p.pool->size())
+    return run_in_splits(p, num_tasks, num_splits);
+  p.pool->parallel(num_tasks, [&](int64_t index, int thread) {
+    float* scratch = p.scratch[size_t(thread)].data();
+    float* result = scratch + attend_scratch_floats(layer.head_dim);
+    p.kernels->attend(task_of(p, index, scratch, result));
+    write(p, index, result);
   });
+}
+
+// A few queries over many keys: the splits are computed side by side and merged in order.
+void AttentionOp::run_in_splits(Program& p, int64_t num_tasks, int num_splits) const {
+  const int64_t stride = num_heads / layer.num_kv_heads * partial_floats(layer.head_dim);
+  if (int64_t(p.partials.size()) < num_tasks * num_splits * stride)
+    p.partials.resize(size_t(num_tasks * num_splits * stride));
+  p.pool->parallel(num_tasks * num_splits, [&](int64_t i, int thread) {
+    const AttendTask task = task_of(p, i / num_splits, p.scratch[size_t(thread)].data(), nullptr);
+    p.kernels->attend_split(task, int(i % num_splits), p.partials.data() + i * stride);
+  });
+  for (int64_t i = 0; i < num_tasks; ++i) {
+    float* scratch = p.scratch[0].data();
+    float* result = scratch + attend_scratch_floats(layer.head_dim);
+    p.kernels->merge_splits(task_of(p, i, scratch, result), num_splits, p.partials.data() + i * num_splits * stride);
+    write(p, i, result);
+  }
 }
 
 void AddOp::run(Program& p) const {

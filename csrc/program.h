@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -23,13 +24,18 @@ struct AttendItem {
 constexpr int ATTEND_TOKENS = 32;
 
 enum class Rows : int { TOKENS, LOGITS };
-enum class ActType : int { F32, Q8, BF16 };  // what a linear reads
 
-// Where an activation lies: a byte offset into the arena, rows of `width` floats (or their prepared form).
+// Where an activation lies: a byte offset into the arena, rows of `width` floats, or panels of that many columns.
 struct Buffer {
   int64_t offset = -1;
   int64_t width = 0;
   bool exists() const { return offset >= 0; }
+};
+
+// The forms in which an operation leaves its result: floats for those who compute with them, panels for linears.
+struct Output {
+  Buffer floats;
+  Buffer panels[NUM_ACT_TYPES];
 };
 
 struct Program;
@@ -37,6 +43,13 @@ struct Program;
 struct Op {
   virtual ~Op() = default;
   virtual void run(Program& p) const = 0;
+  virtual std::string name() const = 0;
+};
+
+// What running an operation took, while that is measured.
+struct OpTime {
+  int64_t calls = 0;
+  double seconds = 0.0;
 };
 
 // cos and sin of one RopeSpec at the step's positions, [tokens][half] each.
@@ -56,12 +69,15 @@ struct Program {
   std::vector<std::unique_ptr<Op>> ops;
   std::vector<RopeTable> ropes;
   Buffer logits;
+  bool is_profiled = false;
+  std::vector<OpTime> times;  // of each op, where is_profiled
 
   // The step that runs, and what is derived from it once.
   Step step;
   std::vector<int32_t> token_rows;
   std::vector<AttendItem> attend_items;
   std::vector<std::vector<float>> scratch;  // one per thread
+  std::vector<float> partials;              // of attention that is cut along the keys
 
   Program(const Kernels* kernels, std::shared_ptr<ThreadPool> pool, int max_tokens, int max_logits, int num_blocks,
           int64_t block_bytes, KvType kv_type, int64_t arena_bytes);
@@ -73,6 +89,11 @@ struct Program {
   float* floats(Buffer b) const { return (float*)(arena.data() + b.offset); }
   uint8_t* bytes(Buffer b) const { return arena.data() + b.offset; }
   int count(Rows rows) const { return rows == Rows::TOKENS ? step.num_tokens : step.num_logits; }
+  // `values`, columns first_column .. + width - 1 of row `row`, in all forms of `out`.
+  void write(const Output& out, const float* values, int64_t row, int64_t first_column, int64_t width) const;
+
+ private:
+  void run_profiled();
 };
 
 struct EmbeddingOp : Op {
@@ -81,47 +102,54 @@ struct EmbeddingOp : Op {
   float scale;
   bool by_position;
   void run(Program& p) const override;
+  std::string name() const override { return "embedding"; }
 };
 
-// rms_norm (per head) or layer_norm; the result as floats and/or prepared for linears.
+// rms_norm (per head) or layer_norm.
 struct NormOp : Op {
-  Buffer x, out, q8, bf16;
+  Buffer x;
+  Output out;
   std::vector<float> weight, bias;  // bias: layer_norm
   float eps;
   int num_heads;
   Rows rows;
   void run(Program& p) const override;
+  std::string name() const override { return bias.empty() ? "rms_norm" : "layer_norm"; }
 };
 
-// Floats → what linears of other activation types read.
+// Floats → panels, behind an operation that does not write them itself.
 struct PrepareOp : Op {
-  Buffer x, q8, bf16;
+  Buffer x;
+  Output out;
   Rows rows;
   void run(Program& p) const override;
+  std::string name() const override { return "prepare"; }
 };
 
 struct LinearSegment {
   std::shared_ptr<PackedWeight> weight;
-  std::vector<float> bias;  // empty, or padded to whole tiles
-  Buffer out;
+  std::vector<float> bias;  // empty, or padded to whole groups
+  Output out;
 };
 
-enum class Epilogue : int { NONE, ACTIVATE, GATED };
+enum class Combine : int { NONE, ACTIVATE, GATED };
 
-// out = x · weightᵀ (+ bias) for every segment, then the epilogue and the residual. GATED has two segments,
-// gate and up, and writes activation(gate) × up to the first one's buffer.
+// out = x · weightᵀ (+ bias) for every segment, then the activation and the residual. GATED has two segments,
+// gate and up, and writes activation(gate) × up to the first one's output.
 struct LinearOp : Op {
-  Buffer x, residual;
+  Buffer x;
   ActType type;
   Rows rows;
   std::vector<LinearSegment> segments;
-  Epilogue epilogue;
+  Combine combine;
   ActKind act;
+  Buffer residual;
   void run(Program& p) const override;
+  std::string name() const override;
 
  private:
-  void run_tile(Program& p, const LinearSegment& segment, int64_t tile, int first_row, int count) const;
-  void compute(Program& p, const LinearSegment& segment, int64_t tile, int first_row, int count, float* out) const;
+  void run_group(Program& p, const LinearSegment& segment, int64_t group, int first_row, int count) const;
+  void compute(const Program& p, const PackedWeight& weight, int64_t group, int panel, int count, float* out) const;
 };
 
 struct KvLayer {
@@ -138,21 +166,30 @@ struct StoreKvOp : Op {
   float eps;
   int rope;  // index of a RopeTable, -1 = none
   void run(Program& p) const override;
+  std::string name() const override { return "store_kv"; }
 };
 
 struct AttentionOp : Op {
-  Buffer q, out;
+  Buffer q;
+  Output out;
   int num_heads;
   KvLayer layer;
   float scale;
   int window;
   void run(Program& p) const override;
+  std::string name() const override { return "attention"; }
+
+ private:
+  AttendTask task_of(const Program& p, int64_t index, float* scratch, float* result) const;
+  void write(const Program& p, int64_t index, const float* result) const;
+  void run_in_splits(Program& p, int64_t num_tasks, int num_splits) const;
 };
 
 struct AddOp : Op {
   Buffer a, b, out;
   Rows rows;
   void run(Program& p) const override;
+  std::string name() const override { return "add"; }
 };
 
 struct ActivateOp : Op {
@@ -160,6 +197,7 @@ struct ActivateOp : Op {
   ActKind act;
   Rows rows;
   void run(Program& p) const override;
+  std::string name() const override { return "activate"; }
 };
 
 struct GatedOp : Op {
@@ -167,17 +205,20 @@ struct GatedOp : Op {
   ActKind act;
   Rows rows;
   void run(Program& p) const override;
+  std::string name() const override { return "gated"; }
 };
 
 struct RopeOp : Op {  // where rope is not followed by attention's store
   Buffer x, out;
   int rope, num_heads;
   void run(Program& p) const override;
+  std::string name() const override { return "rope"; }
 };
 
 struct TakeRowsOp : Op {
   Buffer x, out;
   void run(Program& p) const override;
+  std::string name() const override { return "take_rows"; }
 };
 
 }  // namespace roseinfer

@@ -1,6 +1,7 @@
 // Sixteen float lanes, written once per instruction set: the kernels in kernels.inl see only these names.
 //
-//   F   16 × float32        I   16 × int32        Q   64 × uint8 (16 rows × 4 consecutive weights)
+//   F   16 × float32      I   16 × int32
+//   Q   64 × uint8 (16 rows × 4 consecutive weights)      P   16 pairs of bf16
 //
 // Every operation is exact or correctly rounded per lane, and reductions run in one fixed order, so within one
 // instruction set a result never depends on what else is computed beside it.

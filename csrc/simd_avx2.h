@@ -9,6 +9,8 @@ namespace roseinfer {
 namespace {
 
 constexpr int REGISTER_ROWS = 4;  // rows whose accumulators stay in registers: sixteen registers
+constexpr bool HAS_SIGNED_DOT = true;
+constexpr bool HAS_BF16_DOT = false;
 
 struct F {
   __m256 a, b;
@@ -37,6 +39,20 @@ inline __m256 bfloat_8(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16));
 }
 inline F load_bfloat(const uint16_t* p) { return {bfloat_8(p), bfloat_8(p + 8)}; }
+// Round to nearest, ties to even; NaN stays NaN.
+inline __m256i bfloat_words(__m256 x) {
+  const __m256i u = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  return _mm256_srli_epi32(
+      _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(nan), is_nan)), 16);
+}
+inline void store_bfloat(uint16_t* p, F x) {
+  const __m256i packed = _mm256_packus_epi32(bfloat_words(x.a), bfloat_words(x.b));
+  _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(packed, 0xd8));
+}
 inline F load_u8(const uint8_t* p) {
   const __m128i bytes = load_128(p);
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
@@ -90,7 +106,10 @@ inline float max_lane(F x) {
 }
 
 inline I set1_i(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-inline I add_i(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+template <int COUNT>
+inline I shift_right(I x) {
+  return {_mm256_srai_epi32(x.a, COUNT), _mm256_srai_epi32(x.b, COUNT)};
+}
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline int32_t store_i8(int8_t* p, F x) {
   alignas(32) int32_t lanes[16];
@@ -149,14 +168,14 @@ inline F second_bfloats(Q x) {
   const __m256i mask = _mm256_set1_epi32(int(0xffff0000u));
   return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)), _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
 }
+// acc[row] += Σ over 4 weights × the 4 int8 activations at `x`. SIGNED: the bytes hold weight + 128.
 template <bool SIGNED>
 inline __m256i dot4_8(__m256i acc, __m256i weights, __m256i x) {
   const __m256i ones = _mm256_set1_epi16(1);
-  if constexpr (SIGNED) {  // |w| × (x with w's sign), plus 128 × Σx so that the result is vpdpbusd's
+  if constexpr (SIGNED) {  // |w| × (x with w's sign): unsigned bytes × int8 would overflow their 16-bit sums
     const __m256i w = _mm256_xor_si256(weights, _mm256_set1_epi8(char(0x80)));
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    const __m256i bias = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x), _mm256_set1_epi16(128));
-    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(pairs, ones), bias));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones));
   }
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(weights, x), ones));
 }
@@ -166,6 +185,25 @@ inline I dot4(I acc, Q weights, const int8_t* x) {
   std::memcpy(&four, x, 4);
   const __m256i broadcast = _mm256_set1_epi32(four);
   return {dot4_8<SIGNED>(acc.a, weights.a, broadcast), dot4_8<SIGNED>(acc.b, weights.b, broadcast)};
+}
+
+// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
+struct P {
+  F first, second;
+};
+inline P load_pairs(const uint8_t* p) {
+  const Q q = load_q(p);
+  return {first_bfloats(q), second_bfloats(q)};
+}
+inline P pairs_of_i8(const int8_t* p) {
+  const Q q = {_mm256_cvtepi8_epi16(load_128(p)), _mm256_cvtepi8_epi16(load_128(p + 16))};
+  const auto low = [](__m256i w) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(w, 16), 16)); };
+  const auto high = [](__m256i w) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(w, 16)); };
+  return {{low(q.a), low(q.b)}, {high(q.a), high(q.b)}};
+}
+inline F dot2(F acc, P pairs, uint32_t pair) {
+  const F first = set1(bits_to_float(pair << 16)), second = set1(bits_to_float(pair & 0xffff0000u));
+  return fma(pairs.second, second, fma(pairs.first, first, acc));
 }
 
 }  // namespace

@@ -9,6 +9,12 @@ namespace roseinfer {
 namespace {
 
 constexpr int REGISTER_ROWS = 16;  // rows whose accumulators stay in registers: thirty-two registers
+constexpr bool HAS_SIGNED_DOT = false;
+#if defined(__AVX512BF16__)
+constexpr bool HAS_BF16_DOT = true;
+#else
+constexpr bool HAS_BF16_DOT = false;
+#endif
 
 struct F {
   __m512 v;
@@ -30,6 +36,15 @@ inline void store_half(uint16_t* p, F a) {
 }
 inline F load_bfloat(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+// Round to nearest, ties to even; NaN stays NaN.
+inline void store_bfloat(uint16_t* p, F a) {
+  const __m512i u = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_or_epi32(rounded, is_nan, u, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
 }
 inline F load_u8(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
@@ -67,7 +82,10 @@ inline float max_lane(F a) {  // not _mm512_reduce_max_ps, which clang compiles 
 }
 
 inline I set1_i(int32_t x) { return {_mm512_set1_epi32(x)}; }
-inline I add_i(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+template <int COUNT>
+inline I shift_right(I a) {
+  return {_mm512_srai_epi32(a.v, COUNT)};
+}
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // Sixteen lanes rounded to nearest even and stored as int8; the caller keeps them within ±127. Returns their sum.
 inline int32_t store_i8(int8_t* p, F a) {
@@ -111,6 +129,36 @@ inline I dot4(I acc, Q weights, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
   return {_mm512_dpbusd_epi32(acc.v, weights.v, _mm512_set1_epi32(four))};
+}
+
+// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
+#if defined(__AVX512BF16__)
+struct P {
+  __m512bh v;
+};
+inline P load_pairs(const uint8_t* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
+inline F dot2(F acc, P pairs, uint32_t pair) {
+  return {_mm512_dpbf16_ps(acc.v, pairs.v, (__m512bh)_mm512_set1_epi32(int(pair)))};
+}
+inline P pairs_of_floats(F first, F second) {  // whose low halves are zero
+  return {(__m512bh)_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(_mm512_castps_si512(first.v), 16),
+                                            _mm512_castps_si512(second.v))};
+}
+#else
+struct P {
+  F first, second;
+};
+inline P load_pairs(const uint8_t* p) { return {first_bfloats(load_q(p)), second_bfloats(load_q(p))}; }
+inline F dot2(F acc, P pairs, uint32_t pair) {
+  return fma(pairs.second, set1(bits_to_float(pair & 0xffff0000u)),
+             fma(pairs.first, set1(bits_to_float(pair << 16)), acc));
+}
+inline P pairs_of_floats(F first, F second) { return {first, second}; }
+#endif
+inline P pairs_of_i8(const int8_t* p) {
+  const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+  const F first = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16))};
+  return pairs_of_floats(first, {_mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16))});
 }
 
 }  // namespace

@@ -7,6 +7,8 @@ namespace roseinfer {
 namespace {
 
 constexpr int REGISTER_ROWS = 2;  // rows whose accumulators stay in registers: keeps the code small
+constexpr bool HAS_SIGNED_DOT = true;
+constexpr bool HAS_BF16_DOT = false;
 
 struct F {
   float v[16];
@@ -48,6 +50,9 @@ inline void store_half(uint16_t* p, F a) {
 }
 inline F load_bfloat(const uint16_t* p) {
   return map([=](int i) { return bfloat_to_float(p[i]); });
+}
+inline void store_bfloat(uint16_t* p, F a) {
+  for (int i = 0; i < 16; ++i) p[i] = float_to_bfloat(a.v[i]);
 }
 inline F load_u8(const uint8_t* p) {
   return map([=](int i) { return float(p[i]); });
@@ -108,8 +113,9 @@ inline I set1_i(int32_t x) {
   for (int i = 0; i < 16; ++i) r.v[i] = x;
   return r;
 }
-inline I add_i(I a, I b) {
-  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+template <int COUNT>
+inline I shift_right(I a) {
+  for (int i = 0; i < 16; ++i) a.v[i] >>= COUNT;
   return a;
 }
 inline F to_float(I a) {
@@ -167,11 +173,28 @@ inline F first_bfloats(Q a) {
 inline F second_bfloats(Q a) {
   return map([&](int i) { return bits_to_float(word_of(a, i) & 0xffff0000u); });
 }
+// acc[row] += Σ over 4 weights × the 4 int8 activations at `x`. SIGNED: the bytes hold weight + 128.
 template <bool SIGNED>
 inline I dot4(I acc, Q weights, const int8_t* x) {
   for (int row = 0; row < 16; ++row)
-    for (int j = 0; j < 4; ++j) acc.v[row] += int32_t(weights.v[4 * row + j]) * x[j];
+    for (int j = 0; j < 4; ++j) acc.v[row] += (int32_t(weights.v[4 * row + j]) - (SIGNED ? 128 : 0)) * x[j];
   return acc;
+}
+
+// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
+struct P {
+  F first, second;
+};
+inline P load_pairs(const uint8_t* p) {
+  const Q q = load_q(p);
+  return {first_bfloats(q), second_bfloats(q)};
+}
+inline P pairs_of_i8(const int8_t* p) {
+  return {map([=](int i) { return float(p[2 * i]); }), map([=](int i) { return float(p[2 * i + 1]); })};
+}
+inline F dot2(F acc, P pairs, uint32_t pair) {
+  const F first = set1(bits_to_float(pair << 16)), second = set1(bits_to_float(pair & 0xffff0000u));
+  return fma(pairs.second, second, fma(pairs.first, first, acc));
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ def build_engine(
     model = load_model(checkpoint)
     kv_dtype = _kv_dtype(kv_dtype, dtype)
     context = _context(model, max_model_len)
-    block_bytes = kv_block_bytes(model.graph.attention_specs, kv_dtype, BLOCK_SIZE)
+    block_bytes = kv_block_bytes(model.graph.attention_specs, kv_dtype)
     num_blocks = _num_blocks(block_bytes, context, max_running, kv_cache_memory)
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
         need = -(-max_model_len // BLOCK_SIZE) * block_bytes

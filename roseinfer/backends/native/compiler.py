@@ -34,12 +34,12 @@ from roseinfer.quant import get_format
 
 FLOAT_FORMATS = ("f32", "f16", "bf16")
 REQUESTED_FORMATS = {"bfloat16": "bf16", "float16": "f16"}
-KV_ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MAX_POSITIONS = 2**31 - 1
 
-# A value in one of the forms that operations read: "f32", or prepared for linears as "q8" or "bf16".
+# A value in one of the forms that operations read: "floats", or panels for linears: "f32", "q8" or "bf16".
 Form = tuple[int, str]
-
+PANELS = ("f32", "q8", "bf16")
+PANEL_COLUMNS = 32
 
 def compile(
     graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, progress: Progress | None = None
@@ -55,10 +55,9 @@ def compile(
     return _Compiler(graph, weights, options, progress or _ignore).compile()
 
 
-def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str, block_size: int = 16) -> int:
-    """Bytes of one block of `block_size` tokens over all layers; values are padded to whole registers."""
-    widths = (s.num_kv_heads * (s.head_dim + int(_native.padded_head_dim(s.head_dim))) for s in specs)
-    return sum(widths) * block_size * KV_ITEM_SIZE[kv_dtype]
+def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str) -> int:
+    """Bytes of one block of 16 tokens over all layers."""
+    return sum(s.num_kv_heads * int(_native.kv_head_bytes(kv_dtype, s.head_dim)) for s in specs)
 
 
 class _Compiler:
@@ -128,30 +127,24 @@ class _Compiler:
     def needed_forms(self) -> set[Form]:
         forms: set[Form] = set()
         for op in self.fused:
-            for value in inputs_of(op):
-                forms.add((value.index, "f32"))
-            if isinstance(op, FusedLinear):
-                kind = self.input_kind(op.weights[0])
-                forms.add((op.x.index, kind))
-        prepared_only = self._norm_outputs_read_by_linears_only()
-        forms -= {(index, "f32") for index in prepared_only}
+            forms |= {(value.index, form) for value, form in self._reads(op)}
+            if not self.writes_panels(op):
+                forms |= {(value.index, "floats") for value in outputs_of(op)}
         assert self.graph.logits_value is not None
-        return forms | {(self.graph.logits_value.index, "f32")}
+        return forms | {(self.graph.logits_value.index, "floats")}
 
-    def _norm_outputs_read_by_linears_only(self) -> set[int]:
-        """A norm writes the prepared form itself; nobody reads its floats then."""
-        norms = {
-            op.output.index for op in self.fused if isinstance(op, Op) and isinstance(op.kind, RMSNorm | LayerNorm)
-        }
-        for op in self.fused:
-            reads = set(inputs_of(op)) - ({op.x} if self._reads_prepared(op) else set())  # type: ignore[union-attr]
-            if isinstance(op, FusedLinear) and op.residual == op.x:
-                reads.add(op.x)
-            norms -= {value.index for value in reads}
-        return norms
+    def _reads(self, op: Fused) -> list[tuple[Value, str]]:
+        if not isinstance(op, FusedLinear):
+            return [(value, "floats") for value in inputs_of(op)]
+        residual = [(op.residual, "floats")] if op.residual else []
+        return [(op.x, self.input_kind(op.weights[0])), *residual]
 
-    def _reads_prepared(self, op: Fused) -> bool:
-        return isinstance(op, FusedLinear) and self.input_kind(op.weights[0]) != "f32"
+    def writes_panels(self, op: Fused) -> bool:
+        """Whether the operation leaves its result as panels itself; others need a `prepare` behind them."""
+        if isinstance(op, FusedAttention):
+            spec = op.spec
+            return spec.num_heads // spec.num_kv_heads * spec.head_dim % PANEL_COLUMNS == 0
+        return isinstance(op, FusedLinear) or isinstance(op.kind, RMSNorm | LayerNorm)
 
     # -- memory ---------------------------------------------------------------------------------------------
 
@@ -174,16 +167,17 @@ class _Compiler:
 
     def _form_bytes(self, value: Value, form: str) -> int:
         rows = self.options.max_batch_tokens if value.rows == "tokens" else self.options.max_logit_rows
-        if form == "q8":
-            return rows * int(_native.q8_row_bytes(value.width))
-        return rows * (int(_native.bf16_row_bytes(value.width)) if form == "bf16" else value.width * 4)
+        return rows * value.width * 4 if form == "floats" else int(_native.panels_bytes(form, rows, value.width))
 
     def floats(self, value: Value) -> Any:
-        return self.buffer(value, "f32")
+        return self.buffer(value, "floats")
 
     def buffer(self, value: Value, form: str) -> Any:
         """The value's buffer in that form, or one that says "absent"."""
         return self.buffers.get((value.index, form)) or _native.Buffer()
+
+    def output(self, value: Value) -> Any:
+        return _native.Output(self.floats(value), *(self.buffer(value, form) for form in PANELS))
 
     # -- weights --------------------------------------------------------------------------------------------
 
@@ -230,20 +224,19 @@ class _Compiler:
             self.emit_single(op)
 
     def emit_prepare(self, op: Fused) -> None:
-        """Norms prepare what they write; other producers need an op behind them."""
-        if isinstance(op, Op) and isinstance(op.kind, RMSNorm | LayerNorm):
+        if self.writes_panels(op):
             return
         for value in outputs_of(op):
-            if (value.index, "q8") in self.forms or (value.index, "bf16") in self.forms:
-                q8, bf16 = self.buffer(value, "q8"), self.buffer(value, "bf16")
-                self.program.add_prepare(self.floats(value), q8, bf16, _rows(value))
+            panels = [self.buffer(value, form) for form in PANELS]
+            if any((value.index, form) in self.forms for form in PANELS):
+                self.program.add_prepare(self.floats(value), _native.Output(_native.Buffer(), *panels), _rows(value))
 
     def emit_linear(self, op: FusedLinear) -> None:
         kind = self.input_kind(op.weights[0])
-        outputs = [self.floats(value) for value in op.outputs]
+        outputs = [self.output(value) for value in op.outputs]
         if isinstance(op.epilogue, Gated):
             outputs *= 2  # the second is never written: gate and up share the first
-        epilogue = "" if op.epilogue is None else "gated" if isinstance(op.epilogue, Gated) else "activate"
+        combine = "" if op.epilogue is None else "gated" if isinstance(op.epilogue, Gated) else "activate"
         self.program.add_linear(
             self.buffer(op.x, kind),
             kind,
@@ -251,7 +244,7 @@ class _Compiler:
             [self.matrix(name) for name in op.weights],
             [self.vector(name) for name in op.biases],
             outputs,
-            epilogue,
+            combine,
             _activation_name(op.epilogue),
             self.floats(op.residual) if op.residual else _native.Buffer(),
         )
@@ -263,7 +256,7 @@ class _Compiler:
         q_norm, k_norm = (self.vector(norm.weight if norm else None) for norm in (op.q_norm, op.k_norm))
         eps = op.q_norm.eps if op.q_norm else 0.0
         self.program.add_store_kv(q, k, v, *geometry, q_norm, k_norm, eps, self.rope_table(op.rope))
-        self.program.add_attention(q, self.floats(op.output), *geometry, spec.scale, spec.window or 0)
+        self.program.add_attention(q, self.output(op.output), *geometry, spec.scale, spec.window or 0)
 
     def rope_table(self, spec: RopeSpec | None) -> int:
         if spec is None:
@@ -300,9 +293,7 @@ class _Compiler:
     def _emit_norm(self, op: Op, x: Any, weight: str, bias: str | None, eps: float, num_heads: int) -> None:
         self.program.add_norm(
             x,
-            self.floats(op.output),
-            self.buffer(op.output, "q8"),
-            self.buffer(op.output, "bf16"),
+            self.output(op.output),
             self.required_vector(weight),
             self.vector(bias),
             eps,

@@ -54,6 +54,18 @@ class NativeProgram:
         native = self._native
         return {"weights": self._weight_bytes, "kv_cache": native.kv_bytes, "activations": native.arena_bytes}
 
+    def start_profile(self) -> None:
+        """From now on every operation is timed, until `profile` is called."""
+        self._native.start_profile()
+
+    def profile(self) -> list[tuple[str, int, float]]:
+        """(operation, calls, seconds) since `start_profile`, equal names added up, in the program's order."""
+        totals: dict[str, tuple[int, float]] = {}
+        for name, calls, seconds in self._native.profile():
+            before = totals.get(name, (0, 0.0))
+            totals[name] = (before[0] + calls, before[1] + seconds)
+        return [(name, calls, seconds) for name, (calls, seconds) in totals.items()]
+
     def close(self) -> None:
         self._native = None
 
