@@ -10,11 +10,13 @@
 
 #include "kernels.h"
 
-// In this order: each uses those before it.
-#include "attention.inl"
-#include "linear.inl"
+// Each uses those before it.
+// clang-format off
 #include "math.inl"
+#include "linear.inl"
 #include "rows.inl"
+#include "attention.inl"
+// clang-format on
 
 namespace roseinfer {
 namespace {

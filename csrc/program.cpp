@@ -178,20 +178,14 @@ void LinearOp::run(Program& p) const {
   const size_t num_segments = combine == Combine::GATED ? 1 : segments.size();
   int64_t total = 0;  // groups of 32 outputs
   for (size_t s = 0; s < num_segments; ++s) total += num_groups(segments[s].weight->rows);
-  const int64_t per_item = std::clamp<int64_t>(total / (8 * p.pool->size()), 1, 8);
-  const int64_t group_items = (total + per_item - 1) / per_item;
   const int64_t row_items = (count + LINEAR_ROWS - 1) / LINEAR_ROWS;
-  p.pool->parallel(group_items * row_items, [&](int64_t item, int) {
-    const int first = int(item / group_items) * LINEAR_ROWS, last = std::min(count, first + LINEAR_ROWS);
-    int64_t group = item % group_items * per_item;
-    const int64_t end = std::min(total, group + per_item);
+  p.pool->parallel(total * row_items, [&](int64_t item, int) {
+    const int first = int(item / total) * LINEAR_ROWS, last = std::min(count, first + LINEAR_ROWS);
+    int64_t group = item % total;
     size_t s = 0;
-    int64_t before = 0;  // groups of the segments in front
-    for (; group < end; ++group) {
-      while (group - before >= num_groups(segments[s].weight->rows)) before += num_groups(segments[s++].weight->rows);
-      for (int row = first; row < last; row += PANEL_ROWS)
-        run_group(p, segments[s], group - before, row, std::min(PANEL_ROWS, last - row));
-    }
+    while (group >= num_groups(segments[s].weight->rows)) group -= num_groups(segments[s++].weight->rows);
+    for (int row = first; row < last; row += PANEL_ROWS)
+      run_group(p, segments[s], group, row, std::min(PANEL_ROWS, last - row));
   });
 }
 

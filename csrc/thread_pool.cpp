@@ -36,7 +36,7 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t value) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : ranges_(size_t(num_threads > 1 ? num_threads : 1)) {
   try {
     for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (...) {  // more threads than the system gives: those that run must be joined
@@ -54,20 +54,31 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-// Claims items until none are left. A claim is a step of `ticket_` from (job, n) to (job, n - 1). It succeeds only
-// while that job runs, and a job cannot end while a claimed item is not done, so what was read of it holds.
-void ThreadPool::take_items(int thread) {
-  uint64_t ticket = ticket_.load(std::memory_order_acquire);
-  while (uint32_t(ticket) != 0) {
+// Runs one unclaimed item of `owner`'s, if there is any: of its own a thread takes the first, of others the last. What
+// was read of the job holds if the claim succeeds: it does so only while that job runs, and a job cannot end while a
+// claimed item is not done.
+bool ThreadPool::take_item(int owner, int thread) {
+  std::atomic<uint64_t>& range = ranges_[size_t(owner)].ticket;
+  uint64_t ticket = range.load(std::memory_order_acquire);
+  for (;;) {
+    const uint64_t first = ticket >> 16 & 0xffff, end = ticket & 0xffff;
+    if (first >= end) return false;
     const Call call = call_.load(std::memory_order_relaxed);
     const void* context = context_.load(std::memory_order_relaxed);
-    const int64_t count = count_.load(std::memory_order_relaxed);
-    if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire))
-      continue;
-    run_item(call, context, count - int64_t(uint32_t(ticket)), thread);
+    const int64_t offset = first_.load(std::memory_order_relaxed);
+    const uint64_t rest = owner == thread ? ticket + (1 << 16) : ticket - 1;
+    if (!range.compare_exchange_weak(ticket, rest, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    run_item(call, context, offset + int64_t(owner == thread ? first : end - 1), thread);
     if (num_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_left_.notify_one();
-    ticket = ticket_.load(std::memory_order_acquire);
+    return true;
   }
+}
+
+void ThreadPool::take_items(int thread) {
+  const int num_threads = int(ranges_.size());
+  for (int i = 0; i < num_threads; ++i)
+    while (take_item((thread + i) % num_threads, thread)) {
+    }
 }
 
 void ThreadPool::run_item(Call call, const void* context, int64_t item, int thread) {
@@ -79,13 +90,17 @@ void ThreadPool::run_item(Call call, const void* context, int64_t item, int thre
   }
 }
 
-void ThreadPool::run(int64_t count, Call call, const void* context) {
+void ThreadPool::run(int64_t first, int64_t count, Call call, const void* context) {
   call_.store(call, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
-  count_.store(count, std::memory_order_relaxed);
+  first_.store(first, std::memory_order_relaxed);
   num_left_.store(uint32_t(count), std::memory_order_relaxed);
-  const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-  ticket_.store(job << 32 | uint64_t(count), std::memory_order_release);
+  ++job_;
+  const int64_t num_threads = int64_t(ranges_.size());
+  for (int64_t t = 0; t < num_threads; ++t) {
+    const uint64_t begin = uint64_t(count * t / num_threads), end = uint64_t(count * (t + 1) / num_threads);
+    ranges_[size_t(t)].ticket.store(job_ << 32 | begin << 16 | end, std::memory_order_release);
+  }
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   take_items(0);

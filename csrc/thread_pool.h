@@ -1,7 +1,9 @@
 // Threads that spin briefly between the operations of a step and sleep between steps.
 //
-// A job is done when its items are done, not when every thread has come by: a worker that is asleep, or that the
-// operating system has put aside, is not waited for unless it holds an item.
+// Each thread has a contiguous share of a job's items, which it takes from the front, so that it reads memory in one
+// stream; who is done takes from the others' backs. A job is done when its items are done, not when every thread has
+// come by: a worker that is asleep, or that the operating system has put aside, is not waited for unless it holds an
+// item.
 #pragma once
 
 #include <atomic>
@@ -30,24 +32,34 @@ class ThreadPool {
       for (int64_t i = 0; i < count; ++i) body(i, 0);
       return;
     }
-    run(count, [](const void* context, int64_t item, int thread) { (*(const Body*)context)(item, thread); }, &body);
+    const Call call = [](const void* context, int64_t item, int thread) { (*(const Body*)context)(item, thread); };
+    for (int64_t first = 0; first < count; first += MAX_ITEMS)
+      run(first, count - first < MAX_ITEMS ? count - first : MAX_ITEMS, call, &body);
   }
 
  private:
+  static constexpr int64_t MAX_ITEMS = 0xffff;  // of one job
   using Call = void (*)(const void* context, int64_t item, int thread);
 
-  void run(int64_t count, Call call, const void* context);
+  // A thread's own items that nobody has claimed: job number << 32 | first << 16 | end.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> ticket{0};
+  };
+
+  void run(int64_t first, int64_t count, Call call, const void* context);
   void work(int thread);
   void take_items(int thread);
+  bool take_item(int owner, int thread);
   void run_item(Call call, const void* context, int64_t item, int thread);
   void stop();
 
   std::vector<std::thread> workers_;
-  // The job. Read by workers that may be late; what they read counts only if their claim on `ticket_` succeeds.
+  std::vector<Range> ranges_;  // one per thread, the caller's first
+  // The job. Read by workers that may be late; what they read counts only if they claim an item of it.
   std::atomic<Call> call_{nullptr};
   std::atomic<const void*> context_{nullptr};
-  std::atomic<int64_t> count_{0};
-  alignas(64) std::atomic<uint64_t> ticket_{0};      // job number << 32 | items that nobody has claimed yet
+  std::atomic<int64_t> first_{0};
+  uint64_t job_ = 0;
   alignas(64) std::atomic<uint32_t> num_left_{0};    // items that are not done
   alignas(64) std::atomic<uint32_t> generation_{0};  // what idle workers watch
   std::atomic<bool> stop_{false}, failed_{false};
