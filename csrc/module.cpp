@@ -383,6 +383,8 @@ NB_MODULE(_native, m) {
       .def("add_attention",
            [](PyProgram& p, Buffer q, Output out, int num_heads, int64_t kv_offset, int num_kv_heads, int head_dim,
               float scale, int window) {
+             require(q.exists() && q.width == int64_t(num_heads) * head_dim && fits(out, q.width),
+                     "attention's input or output does not fit its heads");
              p.need_scratch(attend_scratch_floats(head_dim) +
                             int64_t(ATTEND_TOKENS) * (num_heads / num_kv_heads) * head_dim);
              AttentionOp op;

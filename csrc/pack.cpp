@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <new>
 
 #include "simd.h"
@@ -20,6 +22,21 @@ PageBuffer::PageBuffer(int64_t bytes) : bytes_(bytes > 0 ? bytes : 1) {
 
 PageBuffer::~PageBuffer() { munmap(data_, size_t(bytes_)); }
 
+SharedPages::SharedPages(int64_t bytes) : bytes_(bytes) {
+  constexpr int64_t BUFFER_BYTES = 32 << 20, ALIGNMENT = 64;
+  static std::mutex mutex;
+  static std::weak_ptr<PageBuffer> newest;
+  static int64_t used;  // of the newest buffer
+  const std::lock_guard<std::mutex> lock(mutex);
+  buffer_ = newest.lock();
+  if (!buffer_ || used + bytes > buffer_->size()) {
+    newest = buffer_ = std::make_shared<PageBuffer>(std::max(bytes, BUFFER_BYTES));
+    used = 0;
+  }
+  data_ = buffer_->data() + used;
+  used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
 int64_t file_bytes(Format format, int64_t rows, int64_t columns) {
   const Layout& l = layout_of(format);
   return rows * (columns / l.file_block * l.file_block_bytes);
@@ -33,6 +50,20 @@ struct GroupValues {
   uint8_t scale[2], minimum[2];
 };
 
+uint32_t load_word(const uint8_t* p) {
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+  return word;
+}
+
+void store_word(uint8_t* p, uint32_t word) { std::memcpy(p, &word, 4); }
+
+// The lowest bits of a word's four bytes, as its lowest four bits: the product has them at 28 .. 31.
+uint8_t gather_bits(uint32_t word) { return uint8_t((word & 0x01010101) * 0x10204080u >> 28); }
+
+// The inverse: the lowest bit of each byte, from a word's lowest four bits.
+uint32_t spread_bits(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101; }
+
 void nibbles_16_apart(const uint8_t* packed, uint8_t* q) {
   for (int j = 0; j < 16; ++j) {
     q[j] = packed[j] & 15;
@@ -41,9 +72,8 @@ void nibbles_16_apart(const uint8_t* packed, uint8_t* q) {
 }
 
 void add_fifth_bits(const uint8_t* high, uint8_t* q) {
-  uint32_t word;
-  std::memcpy(&word, high, 4);
-  for (int j = 0; j < GROUP; ++j) q[j] |= uint8_t((word >> j & 1) << 4);
+  const uint32_t bits = load_word(high);
+  for (int z = 0; z < 8; ++z) store_word(q + 4 * z, load_word(q + 4 * z) | spread_bits(bits >> (4 * z)) << 4);
 }
 
 // The 6-bit scale and minimum j of a q4_k or q5_k block's twelve bytes.
@@ -127,27 +157,28 @@ void read_group(Format format, const uint8_t* block, int g, GroupValues& out) {
   }
 }
 
-// Row `r`'s values into the planes of a packed group. The group was zeroed.
-void write_values(const Layout& l, const uint8_t* q, int r, uint8_t* group) {
+// Row `r`'s values into the planes of a packed group, four columns at a time. The group was zeroed.
+template <Format F>
+void write_values(const uint8_t* q, int r, uint8_t* group) {
+  constexpr Layout l = layout_of(F);
   if (l.bytes >= 0)
-    for (int z = 0; z < 8; ++z) std::memcpy(group + l.bytes + 64 * z + 4 * r, q + 4 * z, 4);
+    for (int z = 0; z < 8; ++z) store_word(group + l.bytes + 64 * z + 4 * r, load_word(q + 4 * z));
   if (l.nibbles >= 0)
-    for (int z = 0; z < 4; ++z)
-      for (int j = 0; j < 4; ++j)
-        group[l.nibbles + 64 * z + 4 * r + j] = uint8_t((q[4 * z + j] & 15) | (q[4 * z + 16 + j] & 15) << 4);
+    for (int z = 0; z < 4; ++z) {
+      const uint32_t low = load_word(q + 4 * z) & 0x0f0f0f0f, high = load_word(q + 4 * z + 16) & 0x0f0f0f0f;
+      store_word(group + l.nibbles + 64 * z + 4 * r, low | high << 4);
+    }
   const int low_bits = l.nibbles >= 0 ? 4 : 0;
   if (l.crumbs >= 0)
-    for (int z = 0; z < 2; ++z)
-      for (int j = 0; j < 4; ++j) {
-        uint8_t byte = 0;
-        for (int i = 0; i < 4; ++i) byte |= uint8_t((q[16 * z + 4 * i + j] >> low_bits & 3) << (2 * i));
-        group[l.crumbs + 64 * z + 4 * r + j] = byte;
-      }
+    for (int z = 0; z < 2; ++z) {
+      uint32_t word = 0;
+      for (int i = 0; i < 4; ++i) word |= (load_word(q + 16 * z + 4 * i) >> low_bits & 0x03030303) << (2 * i);
+      store_word(group + l.crumbs + 64 * z + 4 * r, word);
+    }
   const int bit = l.nibbles >= 0 ? 4 : 2;
   if (l.bits >= 0)
     for (int z = 0; z < 8; ++z)
-      for (int j = 0; j < 4; ++j)
-        group[l.bits + 8 * z + r / 2] |= uint8_t((q[4 * z + j] >> bit & 1) << (4 * (r % 2) + j));
+      group[l.bits + 8 * z + r / 2] |= uint8_t(gather_bits(load_word(q + 4 * z) >> bit) << (4 * (r % 2)));
 }
 
 uint8_t read_value(const Layout& l, const uint8_t* group, int r, int k) {
@@ -161,8 +192,9 @@ uint8_t read_value(const Layout& l, const uint8_t* group, int r, int k) {
   return uint8_t(value);
 }
 
-void write_scales(const Layout& l, Format format, const uint8_t* block, const GroupValues& values, int r,
-                  uint8_t* group) {
+template <Format F>
+void write_scales(const uint8_t* block, const GroupValues& values, int r, uint8_t* group) {
+  constexpr Layout l = layout_of(F);
   if (!l.k_quant) {
     std::memcpy(group + l.scales + 2 * r, block, 2);
     if (l.has_min) std::memcpy(group + l.mins + 2 * r, block + 2, 2);
@@ -170,41 +202,63 @@ void write_scales(const Layout& l, Format format, const uint8_t* block, const Gr
   }
   for (int h = 0; h < (l.halves ? 2 : 1); ++h) {
     group[l.scales + 16 * h + r] = values.scale[h];
-    if (l.has_min && format != Format::Q2_K) group[l.mins + 16 * h + r] = values.minimum[h];
+    if (l.has_min && F != Format::Q2_K) group[l.mins + 16 * h + r] = values.minimum[h];
   }
 }
 
-void pack_quantised_row(Format format, const uint8_t* source, int64_t columns, int r, uint8_t* tile) {
-  const Layout& l = layout_of(format);
-  const int groups = l.groups_per_super;
-  uint8_t* at = tile;
+// Row `r`'s block into a tile's groups.
+template <Format F>
+void pack_block(const uint8_t* block, int r, uint8_t* target) {
+  constexpr Layout l = layout_of(F);
+  if (l.k_quant) {
+    std::memcpy(target + 2 * r, block + d_offset(F), 2);
+    if (l.has_min) std::memcpy(target + 32 + 2 * r, block + d_offset(F) + 2, 2);
+    target += l.header_bytes;
+  }
+  for (int g = 0; g < l.groups_per_super; ++g, target += l.group_bytes) {
+    GroupValues values;
+    read_group(F, block, g, values);
+    write_values<F>(values.q, r, target);
+    write_scales<F>(block, values, r, target);
+  }
+}
+
+template <Format F>
+void pack_quantised(const uint8_t* source, int64_t row_bytes, int num_rows, int64_t columns, uint8_t* tile) {
+  constexpr Layout l = layout_of(F);
   for (int64_t b = 0; b < columns / l.file_block; ++b) {
-    const uint8_t* block = source + b * l.file_block_bytes;
-    if (l.k_quant) {
-      std::memcpy(at + 2 * r, block + d_offset(format), 2);
-      if (l.has_min) std::memcpy(at + 32 + 2 * r, block + d_offset(format) + 2, 2);
-      at += l.header_bytes;
-    }
-    for (int g = 0; g < groups; ++g) {
-      GroupValues values;
-      read_group(format, block, g, values);
-      write_values(l, values.q, r, at);
-      write_scales(l, format, block, values, r, at);
-      at += l.group_bytes;
-    }
+    for (int r = 0; r < num_rows; ++r) pack_block<F>(source + r * row_bytes + b * l.file_block_bytes, r, tile);
+    tile += l.header_bytes + l.groups_per_super * l.group_bytes;
   }
 }
 
-void pack_float_row(Format format, const uint8_t* source, int64_t columns, int r, uint8_t* tile) {
-  if (format == Format::F32) {
-    for (int64_t k = 0; k < columns; ++k) std::memcpy(tile + (k * TILE_ROWS + r) * 4, source + k * 4, 4);
-  } else if (format == Format::F16) {
-    for (int64_t k = 0; k < columns; ++k) std::memcpy(tile + (k * TILE_ROWS + r) * 2, source + k * 2, 2);
-  } else {
-    for (int64_t k = 0; k < columns; ++k)
-      std::memcpy(tile + ((k / 2 * TILE_ROWS + r) * 2 + k % 2) * 2, source + k * 2, 2);
-  }
+// Words of 16 rows side by side, a cache line of each row at a time.
+template <typename Word>
+void interleave(const uint8_t* source, int64_t row_bytes, int num_rows, int64_t num_words, uint8_t* tile) {
+  constexpr int64_t LINE = 64 / sizeof(Word), SIZE = sizeof(Word);
+  for (int64_t begin = 0; begin < num_words; begin += LINE)
+    for (int r = 0; r < num_rows; ++r)
+      for (int64_t k = begin; k < std::min(begin + LINE, num_words); ++k)
+        std::memcpy(tile + (k * TILE_ROWS + r) * SIZE, source + r * row_bytes + k * SIZE, SIZE);
 }
+
+// Pairs of columns side by side.
+void pack_bf16(const uint8_t* source, int64_t row_bytes, int num_rows, int64_t columns, uint8_t* tile) {
+  interleave<uint32_t>(source, row_bytes, num_rows, columns / 2, tile);
+  if (columns % 2 == 0) return;
+  uint8_t* last = tile + columns / 2 * TILE_ROWS * 4;
+  for (int r = 0; r < num_rows; ++r) std::memcpy(last + 4 * r, source + r * row_bytes + (columns - 1) * 2, 2);
+}
+
+using PackTile = void (*)(const uint8_t* source, int64_t row_bytes, int num_rows, int64_t columns, uint8_t* tile);
+
+constexpr PackTile PACK_TILE[NUM_FORMATS] = {
+    interleave<uint32_t>,         interleave<uint16_t>,         pack_bf16,
+    pack_quantised<Format::Q4_0>, pack_quantised<Format::Q4_1>, pack_quantised<Format::Q5_0>,
+    pack_quantised<Format::Q5_1>, pack_quantised<Format::Q8_0>, pack_quantised<Format::Q2_K>,
+    pack_quantised<Format::Q3_K>, pack_quantised<Format::Q4_K>, pack_quantised<Format::Q5_K>,
+    pack_quantised<Format::Q6_K>,
+};
 
 float load_half(const uint8_t* p) {
   uint16_t h;
@@ -261,12 +315,9 @@ PackedWeight::PackedWeight(Format format_, int64_t rows_, int64_t columns_, cons
       buffer((rows_ + TILE_ROWS - 1) / TILE_ROWS * tile_bytes(format_, columns_)) {
   const int64_t row_bytes = file_bytes(format, 1, columns);
   pool.parallel(num_tiles(), [&](int64_t t, int) {
-    uint8_t* target = buffer.data() + t * tile_size();
-    for (int r = 0; r < TILE_ROWS && t * TILE_ROWS + r < rows; ++r) {
-      const uint8_t* row = source + (t * TILE_ROWS + r) * row_bytes;
-      if (is_float(format)) pack_float_row(format, row, columns, r, target);
-      else pack_quantised_row(format, row, columns, r, target);
-    }
+    const int num_rows = int(std::min<int64_t>(TILE_ROWS, rows - t * TILE_ROWS));
+    const uint8_t* first = source + t * TILE_ROWS * row_bytes;
+    PACK_TILE[int(format)](first, row_bytes, num_rows, columns, buffer.data() + t * tile_size());
   });
 }
 

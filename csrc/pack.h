@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "layout.h"
 #include "thread_pool.h"
@@ -23,10 +24,24 @@ class PageBuffer {
   int64_t bytes_;
 };
 
+// A piece of a larger buffer, zeroed: small matrices lie side by side, in few pages, which are large where the system
+// has such. The buffer goes with the last of its pieces.
+class SharedPages {
+ public:
+  explicit SharedPages(int64_t bytes);
+  uint8_t* data() const { return data_; }
+  int64_t size() const { return bytes_; }
+
+ private:
+  std::shared_ptr<PageBuffer> buffer_;
+  uint8_t* data_;
+  int64_t bytes_;
+};
+
 struct PackedWeight {
   Format format;
   int64_t rows, columns;
-  PageBuffer buffer;
+  SharedPages buffer;
 
   // `source`: rows × columns values in the file's layout, exactly file_bytes() long.
   PackedWeight(Format format, int64_t rows, int64_t columns, const uint8_t* source, ThreadPool& pool);

@@ -24,7 +24,7 @@ class ProgramOptions:
     max_logit_rows: int  # L of a step
     block_size: int = 16
     dtype: str = "auto"  # activations of linears: auto | float32 | bfloat16 | float16
-    kv_dtype: str = "float16"  # float16 | bfloat16 | float32
+    kv_dtype: str = "float16"  # float16 | bfloat16 | float32 | q8, where the backend has it
     num_threads: int = 0  # 0 = all cores
     isa: str = "auto"  # native only: auto | scalar | avx2 | avx512
 

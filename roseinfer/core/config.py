@@ -157,12 +157,12 @@ class Config:
         "Precision of activations and unquantised weights.",
     )
     kv_dtype: str = _setting(
-        "auto", choice("auto", "float16", "bfloat16", "float32"), "engine", "Precision of the KV cache."
+        "auto", choice("auto", "float16", "bfloat16", "float32", "q8"), "engine", "Precision of the KV cache."
     )
     threads: int = _setting(0, integer(0, 1024), "engine", "CPU threads that compute; 0 = one per core.")
     isa: str = _setting(
         "auto",
-        choice("auto", "scalar", "avx2", "avx512"),
+        choice("auto", "scalar", "avx2", "avx512", "avx512_bf16"),
         "engine",
         "Instruction set of the CPU kernels; auto = the best there is.",
     )

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from roseinfer.backends import ProgramOptions, Progress, compile_program
-from roseinfer.backends.native.compiler import kv_block_bytes
+from roseinfer.backends.native.compiler import fastest_kv_dtype, kv_block_bytes
 from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.checkpoints import Checkpoint
@@ -68,7 +68,7 @@ def build_engine(
     """
     check_device(device)
     model = load_model(checkpoint)
-    kv_dtype = _kv_dtype(kv_dtype, dtype)
+    kv_dtype = _kv_dtype(kv_dtype, dtype, isa)
     context = _context(model, max_model_len)
     block_bytes = kv_block_bytes(model.graph.attention_specs, kv_dtype)
     num_blocks = _num_blocks(block_bytes, context, max_running, kv_cache_memory)
@@ -139,10 +139,10 @@ def num_parameters(weights: Mapping[str, Tensor]) -> int:
     return sum(prod(tensor.shape) for tensor in weights.values())
 
 
-def _kv_dtype(kv_dtype: str, dtype: str) -> str:
+def _kv_dtype(kv_dtype: str, dtype: str, isa: str) -> str:
     if kv_dtype != "auto":
         return kv_dtype
-    return dtype if dtype in ("float32", "bfloat16") else "float16"
+    return fastest_kv_dtype(isa) if dtype == "auto" else dtype
 
 
 def _context(model: Model, max_model_len: int | None) -> int:

@@ -60,6 +60,11 @@ def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str) -> int:
     return sum(s.num_kv_heads * int(_native.kv_head_bytes(kv_dtype, s.head_dim)) for s in specs)
 
 
+def fastest_kv_dtype(isa: str) -> str:
+    """Of the half precisions, what attention computes with directly; the other is converted to float32."""
+    return "bfloat16" if isa in ("auto", *_native.available_isas()) and _native.has_bf16_dot(isa) else "float16"
+
+
 class _Compiler:
     def __init__(
         self, graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, progress: Progress
@@ -128,8 +133,11 @@ class _Compiler:
         forms: set[Form] = set()
         for op in self.fused:
             forms |= {(value.index, form) for value, form in self._reads(op)}
-            if not self.writes_panels(op):
-                forms |= {(value.index, "floats") for value in outputs_of(op)}
+        read = {index for index, _ in forms}
+        for op in self.fused:
+            for value in outputs_of(op):  # what nobody reads has to lie somewhere, too
+                if value.index not in read or not self.writes_panels(op):
+                    forms.add((value.index, "floats"))
         assert self.graph.logits_value is not None
         return forms | {(self.graph.logits_value.index, "floats")}
 

@@ -189,23 +189,25 @@ ARCHITECTURES = [
     Variant("torch-file"),
     Variant("gguf-qwen2-rope-yarn"),
     Variant("gguf-gemma3-q5_0", kv_dtype="bfloat16"),
+    Variant("llama", kv_dtype="q8"),
+    Variant("gemma3", kv_dtype="q8"),
 ]
-KV_DTYPES = ("float16", "bfloat16", "float32")
-FORMATS = [Variant(f"format-{name}", kv_dtype=KV_DTYPES[i % 3]) for i, name in enumerate(format_names())]
+KV_DTYPES = ("float16", "bfloat16", "float32", "q8")
+FORMATS = [Variant(f"format-{name}", kv_dtype=KV_DTYPES[i % 4]) for i, name in enumerate(format_names())]
 DTYPES = [
     Variant(name, dtype)
     for name in ("llama-biases", "gemma3", "gpt2", "torch-file-bf16")
     for dtype in ("bfloat16", "float16", "float32")
 ]
 LOWER = [
-    Variant(name, dtype, isa=isa)
+    Variant(name, dtype, kv_dtype, isa)
     for isa in LOWER_ISAS
-    for name, dtype in (
-        ("gemma3", "auto"),
-        ("gpt2", "bfloat16"),
-        ("gguf-llama-rope-linear", "auto"),
-        ("gguf-qwen2-rope-yarn", "float32"),
-        ("format-q4_k", "auto"),
+    for name, dtype, kv_dtype in (
+        ("gemma3", "auto", "float16"),
+        ("gpt2", "bfloat16", "bfloat16"),
+        ("gguf-llama-rope-linear", "auto", "q8"),
+        ("gguf-qwen2-rope-yarn", "float32", "float32"),
+        ("format-q4_k", "auto", "bfloat16"),
     )
 ]
 SCHEDULED = [*ARCHITECTURES, *FORMATS, *DTYPES, *LOWER]

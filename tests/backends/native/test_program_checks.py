@@ -268,15 +268,21 @@ def test_memory_counts_weights_once(load: Callable[[str], Model], name: str) -> 
     assert in_file <= weights <= 1.3 * in_file
 
 
-@pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("kv_dtype", "item_size", "scale_size"),
+    [("float16", 2, 0), ("bfloat16", 2, 0), ("float32", 4, 0), ("q8", 1, 4)],
+    ids=["float16", "bfloat16", "float32", "q8"],
+)
 @pytest.mark.parametrize("name", ["llama", "gemma3", "llama-head-dim"])
-def test_memory_counts_the_kv_cache(load: Callable[[str], Model], name: str, kv_dtype: str) -> None:
+def test_memory_counts_the_kv_cache(
+    load: Callable[[str], Model], name: str, kv_dtype: str, item_size: int, scale_size: int
+) -> None:
     model = load(name)
     specs = model.graph.attention_specs
-    item_size = 4 if kv_dtype == "float32" else 2
-    values = sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs)  # heads here are whole registers
+    # Heads here are whole registers; int8 has a scale for each token's key and value of a head.
+    token_bytes = sum(2 * spec.num_kv_heads * (spec.head_dim * item_size + scale_size) for spec in specs)
     memory = compile_model("native", model, with_options(kv_dtype=kv_dtype)).memory()
-    assert kv_block_bytes(specs, kv_dtype) == values * 16 * item_size
+    assert kv_block_bytes(specs, kv_dtype) == token_bytes * 16
     assert memory["kv_cache"] == OPTIONS.num_blocks * kv_block_bytes(specs, kv_dtype)
 
 
