@@ -4,6 +4,7 @@ PORT ?= 8000
 MODEL ?= smollm2-135m
 VENV := .venv
 BIN := $(VENV)/bin
+FIGURES := build/bench
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
 .PHONY: serve test check bench format clean
@@ -22,8 +23,10 @@ check: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests/test_import_rule.py
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python -m benchmarks.kernels --quick --json $(FIGURES)/kernels.json
+	$(BIN)/python -m benchmarks.growth $(MODEL) --json $(FIGURES)/growth.json
+	$(BIN)/python -m benchmarks.plots --kernels $(FIGURES)/kernels.json --growth $(FIGURES)/growth.json --out docs
+	$(BIN)/roseinfer bench $(MODEL)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -40,7 +43,7 @@ $(VENV)/.serve: $(SOURCES)
 $(VENV)/.test: $(SOURCES)
 	@sh scripts/check_tools.sh $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint,bench]'
 	touch $(VENV)/.serve $@
 
 clean:

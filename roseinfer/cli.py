@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -167,6 +168,65 @@ def generate(
         for piece in engine.stream(generation):
             print(piece, end="", flush=True)
         print()
+
+
+@app.command()
+@with_settings("model", *(knob.name for knob in knobs_of("engine") if knob.name != "seed"), "api_key")
+def bench(
+    config: Config,
+    *,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="As for serve; runs while it is measured.", show_default=False)
+    ] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="A running server; several are compared.")
+    ] = None,
+    workload: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="w1 to w5, or several: w1,w3. [default: all]")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(metavar="INTEGER", help="Number of requests.")] = None,
+    input_len: Annotated[int | None, typer.Option(metavar="INTEGER", help="Tokens of a prompt.")] = None,
+    output_len: Annotated[int | None, typer.Option(metavar="INTEGER", help="Tokens of an answer.")] = None,
+    shared_prefix_len: Annotated[
+        int | None, typer.Option(metavar="INTEGER", help="Tokens that all prompts begin with.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="INTEGER", help="Requests at once.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Requests per second, at random times.")] = None,
+    repeats: Annotated[int, typer.Option(metavar="INTEGER", help="Of each workload.")] = 3,
+    seed: Annotated[int, typer.Option(metavar="INTEGER", help="Of prompts and arrivals.")] = 0,
+    json: Annotated[Path | None, typer.Option(metavar="PATH", help="File for all figures and times.")] = None,
+    no_http: Annotated[bool, typer.Option("--no-http", help="Measure MODEL in this process.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where MODEL's steps spend their time.")] = False,
+) -> None:
+    """Measure a model here, or any server with OpenAI's completions.
+
+    Workloads are greedy and streamed, every prompt is new. Options such as
+    --requests change the workloads named, or make one of their own.
+    """
+    import dataclasses
+
+    from roseinfer.bench import BenchOptions, choose_workloads, run_bench
+
+    workloads = choose_workloads(
+        workload or [],
+        num_requests=requests,
+        input_len=input_len,
+        output_len=output_len,
+        shared_prefix_len=shared_prefix_len,
+        concurrency=concurrency,
+        rate=rate,
+    )
+    options = BenchOptions(
+        workloads=workloads,
+        has_model=model is not None or not url,
+        urls=url or [],
+        repeats=repeats,
+        seed=seed,
+        json_file=json,
+        with_http=not no_http,
+        profile=profile,
+    )
+    run_bench(dataclasses.replace(config, model=model or config.model), options)
 
 
 @app.command("inspect")

@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference_engine": _BELOW_DOORS,
     "report": _BELOW_DOORS | {"inference_engine"},
     "server": _BELOW_DOORS | {"inference_engine", "report"},
-    "cli": _BELOW_DOORS | {"inference_engine", "report", "server"},
+    "bench": _BELOW_DOORS | {"inference_engine"},
+    "cli": _BELOW_DOORS | {"inference_engine", "report", "server", "bench"},
     "__main__": {"cli"},
 }
 
