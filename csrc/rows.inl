@@ -37,7 +37,7 @@ void to_q8_panel(const float* x, int64_t n, void* groups, int m) {
   for (int64_t k = 0; k < n; k += GROUP, ++group) {
     const F a = load(x + k), b = load(x + k + 16);
     const float amax = max_lane(max(abs(a), abs(b)));
-    const bool is_finite = amax <= std::numeric_limits<float>::max() && sum(a * zero_f() + b * zero_f()) == 0.0f;
+    const bool is_finite = amax <= std::numeric_limits<float>::max() && !has_nan(a, b);
     const auto [scale, inverse] = int8_scale(amax, is_finite);
     const int32_t sum_a = store_scaled(group->values[m], a, inverse);
     const int32_t sum_b = store_scaled(group->values[m] + 16, b, inverse);

@@ -85,6 +85,11 @@ inline F min(F a, F b) {
 inline F abs(F a) {
   return map([&](int i) { return std::fabs(a.v[i]); });
 }
+inline bool has_nan(F a, F b) {
+  bool found = false;
+  for (int i = 0; i < 16; ++i) found |= a.v[i] != a.v[i] || b.v[i] != b.v[i];
+  return found;
+}
 inline F round(F a) {
   return map([&](int i) { return std::nearbyint(a.v[i]); });
 }
