@@ -311,6 +311,11 @@ void attend_one_split(const AttendTask& task, const Queries& queries, int first,
   const float* value_scales[ATTENTION_SPLIT / KV_BLOCK];
   for (int t = blocks.first; t < blocks.last; t += KV_BLOCK) {
     const int64_t at = table[t / KV_BLOCK] * task.block_stride;
+    if (task.num_tokens == 1) {  // these keys and values are read once, from wherever their blocks lie
+      const int64_t bytes = kv_part_bytes(TYPE, task.head_dim);
+      if (t + KV_BLOCK < blocks.last) prefetch(task.keys + table[t / KV_BLOCK + 1] * task.block_stride, bytes);
+      prefetch(task.values + at, bytes);
+    }
     value_scales[t / KV_BLOCK] = (const float*)(task.values + at + padded_head_dim(task.head_dim) * KV_BLOCK);
     in_register_rows<QUERIES_AT_ONCE>(queries.count, [&](auto size, int i) {
       score_block<TYPE, decltype(size)::value>(task.keys + at, queries, i, task.head_dim,

@@ -10,6 +10,17 @@
 
 #include "kernels.h"
 
+namespace roseinfer {
+namespace {
+
+// Asks for `bytes` from `p` on, in lines of 64.
+inline void prefetch(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+}  // namespace
+}  // namespace roseinfer
+
 // Each uses those before it.
 // clang-format off
 #include "math.inl"

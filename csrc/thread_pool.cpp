@@ -69,16 +69,16 @@ bool ThreadPool::take_item(int owner, int thread) {
     const uint64_t rest = owner == thread ? ticket + (1 << 16) : ticket - 1;
     if (!range.compare_exchange_weak(ticket, rest, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
     run_item(call, context, offset + int64_t(owner == thread ? first : end - 1), thread);
-    if (num_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_left_.notify_one();
     return true;
   }
 }
 
 void ThreadPool::take_items(int thread) {
   const int num_threads = int(ranges_.size());
+  uint32_t num_done = 0;  // told once: the counter is everybody's
   for (int i = 0; i < num_threads; ++i)
-    while (take_item((thread + i) % num_threads, thread)) {
-    }
+    while (take_item((thread + i) % num_threads, thread)) ++num_done;
+  if (num_done > 0 && num_left_.fetch_sub(num_done, std::memory_order_acq_rel) == num_done) num_left_.notify_one();
 }
 
 void ThreadPool::run_item(Call call, const void* context, int64_t item, int thread) {
