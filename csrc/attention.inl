@@ -120,46 +120,59 @@ void store_value(const float* x, int head_dim, KvType type, uint8_t* values, int
 
 // ---- scores -------------------------------------------------------------------------------------------------
 
-// The queries that are computed together, and what is known of each of them.
+// The queries that are computed together: step by step the words of all of them.
 struct Queries {
-  int count, word_stride;
-  const uint32_t* words;  // [ATTEND_QUERIES][word_stride]
+  int count;
+  const uint32_t* words;  // [num_words][ATTEND_QUERIES]
   WordScale scales[ATTEND_QUERIES];
 };
 
-// scores[i][16] of one block of keys for N queries from `first` on, each a fixed ascending sum over the dimensions.
-template <KvType TYPE, int N>
-inline void score_block(const uint8_t* keys, const Queries& queries, int first, int head_dim, float* scores) {
-  const uint32_t* words = queries.words + first * queries.word_stride;
-  if constexpr (TYPE == KvType::Q8) {
-    I s[N];
-    for (int i = 0; i < N; ++i) s[i] = set1_i(HAS_SIGNED_DOT ? 0 : -128 * queries.scales[first + i].sum);
-    for (int d = 0; d < num_words<TYPE>(head_dim); ++d) {
-      const Q k = load_q(keys + 64 * d);
+template <KvType TYPE>
+using Score = std::conditional_t<TYPE == KvType::Q8, I, F>;
+
+template <KvType TYPE>
+inline Score<TYPE> no_score(const WordScale& scale) {
+  if constexpr (TYPE == KvType::Q8) return set1_i(HAS_SIGNED_DOT ? 0 : -128 * scale.sum);
+  else return zero_f();
+}
+
+template <KvType TYPE>
+inline auto load_keys(const uint8_t* keys, int word) {
+  if constexpr (TYPE == KvType::F32) return load((const float*)keys + KV_BLOCK * word);
+  else if constexpr (TYPE == KvType::F16) return load_half((const uint16_t*)keys + KV_BLOCK * word);
+  else if constexpr (TYPE == KvType::BF16) return load_pairs(keys + 64 * word);
+  else return load_q(keys + 64 * word);
+}
+
+inline F add_score(F sum, F keys, const uint32_t* word) { return fma(keys, set1(*(const float*)word), sum); }
+inline F add_score(F sum, P keys, const uint32_t* word) { return dot2(sum, keys, *word); }
+inline I add_score(I sum, Q keys, const uint32_t* word) { return dot4<true>(sum, keys, (const int8_t*)word); }
+
+inline F finish_score(F sum, const uint8_t*, int, const WordScale&) { return sum; }
+inline F finish_score(I sum, const uint8_t* keys, int head_dim, const WordScale& scale) {
+  return to_float(sum) * (load((const float*)(keys + padded_head_dim(head_dim) * KV_BLOCK)) * set1(scale.scale));
+}
+
+// scores[i][16 b ..] of B blocks of keys for N queries from `first` on, each a fixed ascending sum over the
+// dimensions. Few queries take several blocks at once, or they would wait for each other's sums.
+template <KvType TYPE, int N, int B>
+inline void score_blocks(const uint8_t* const* keys, const Queries& queries, int first, int head_dim, float* scores) {
+  Score<TYPE> sums[B][N];
+  for (int b = 0; b < B; ++b)
+    for (int i = 0; i < N; ++i) sums[b][i] = no_score<TYPE>(queries.scales[first + i]);
+  const uint32_t* words = queries.words + first;
+  for (int d = 0; d < num_words<TYPE>(head_dim); ++d, words += ATTEND_QUERIES) {
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) {
+      const auto k = load_keys<TYPE>(keys[b], d);
 #pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) s[i] = dot4<true>(s[i], k, (const int8_t*)(words + i * queries.word_stride + d));
+      for (int i = 0; i < N; ++i) sums[b][i] = add_score(sums[b][i], k, words + i);
     }
-    const F key_scales = load((const float*)(keys + padded_head_dim(head_dim) * KV_BLOCK));
-    for (int i = 0; i < N; ++i)
-      store(scores + i * ATTENTION_SPLIT, to_float(s[i]) * (key_scales * set1(queries.scales[first + i].scale)));
-  } else {
-    F s[N];
-    for (int i = 0; i < N; ++i) s[i] = zero_f();
-    const int count = TYPE == KvType::BF16 ? num_words<TYPE>(head_dim) : head_dim;
-    for (int d = 0; d < count; ++d) {
-      if constexpr (TYPE == KvType::BF16) {
-        const P k = load_pairs(keys + 64 * d);
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) s[i] = dot2(s[i], k, words[i * queries.word_stride + d]);
-      } else {
-        const F k = TYPE == KvType::F16 ? load_half((const uint16_t*)keys + KV_BLOCK * d)
-                                        : load((const float*)keys + KV_BLOCK * d);
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) s[i] = fma(k, set1(((const float*)words)[i * queries.word_stride + d]), s[i]);
-      }
-    }
-    for (int i = 0; i < N; ++i) store(scores + i * ATTENTION_SPLIT, s[i]);
   }
+  for (int b = 0; b < B; ++b)
+    for (int i = 0; i < N; ++i)
+      store(scores + i * ATTENTION_SPLIT + KV_BLOCK * b,
+            finish_score(sums[b][i], keys[b], head_dim, queries.scales[first + i]));
 }
 
 // ---- softmax ------------------------------------------------------------------------------------------------
@@ -283,11 +296,13 @@ struct Scratch {
 
 template <KvType TYPE>
 Queries prepare_queries(const AttendTask& task, int first, int count, uint32_t* words) {
-  Queries queries{count, num_words<TYPE>(task.head_dim), words, {}};
+  Queries queries{count, words, {}};
+  uint32_t row[MAX_HEAD_DIM] = {};
   for (int i = 0; i < count; ++i) {
     const int token = (first + i) / task.group, head = (first + i) % task.group;
     const float* q = task.q + token * task.q_stride + int64_t(head) * task.head_dim;
-    queries.scales[i] = to_words<TYPE>(q, task.head_dim, task.scale * LOG2_E, words + i * queries.word_stride);
+    queries.scales[i] = to_words<TYPE>(q, task.head_dim, task.scale * LOG2_E, row);
+    for (int d = 0; d < num_words<TYPE>(task.head_dim); ++d) words[d * ATTEND_QUERIES + i] = row[d];
   }
   return queries;
 }
@@ -308,20 +323,23 @@ void attend_one_split(const AttendTask& task, const Queries& queries, int first,
   if (all.is_empty()) return;
   const KeyRange blocks{all.first / KV_BLOCK * KV_BLOCK, (all.last + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK};
   const int32_t* table = task.block_table + start / KV_BLOCK;
+  const uint8_t* keys[ATTENTION_SPLIT / KV_BLOCK];
   const float* value_scales[ATTENTION_SPLIT / KV_BLOCK];
-  for (int t = blocks.first; t < blocks.last; t += KV_BLOCK) {
-    const int64_t at = table[t / KV_BLOCK] * task.block_stride;
-    if (task.num_tokens == 1) {  // these keys and values are read once, from wherever their blocks lie
-      const int64_t bytes = kv_part_bytes(TYPE, task.head_dim);
-      if (t + KV_BLOCK < blocks.last) prefetch(task.keys + table[t / KV_BLOCK + 1] * task.block_stride, bytes);
-      prefetch(task.values + at, bytes);
-    }
-    value_scales[t / KV_BLOCK] = (const float*)(task.values + at + padded_head_dim(task.head_dim) * KV_BLOCK);
-    in_register_rows<QUERIES_AT_ONCE>(queries.count, [&](auto size, int i) {
-      score_block<TYPE, decltype(size)::value>(task.keys + at, queries, i, task.head_dim,
-                                               scores + i * ATTENTION_SPLIT + t);
-    });
+  for (int b = blocks.first / KV_BLOCK; b < blocks.last / KV_BLOCK; ++b) {
+    keys[b] = task.keys + table[b] * task.block_stride;
+    const uint8_t* values = task.values + table[b] * task.block_stride;
+    value_scales[b] = (const float*)(values + padded_head_dim(task.head_dim) * KV_BLOCK);
+    // One token's keys and values are read once, from wherever their blocks lie.
+    if (task.num_tokens == 1) prefetch(values, kv_part_bytes(TYPE, task.head_dim));
   }
+  in_register_rows<QUERIES_AT_ONCE>(queries.count, [&](auto size, int i) {
+    constexpr int N = decltype(size)::value, B = REGISTER_ROWS / N < 4 ? REGISTER_ROWS / N : 4;
+    int b = blocks.first / KV_BLOCK;
+    for (; b + B <= blocks.last / KV_BLOCK; b += B)
+      score_blocks<TYPE, N, B>(keys + b, queries, i, task.head_dim, scores + i * ATTENTION_SPLIT + KV_BLOCK * b);
+    for (; b < blocks.last / KV_BLOCK; ++b)
+      score_blocks<TYPE, N, 1>(keys + b, queries, i, task.head_dim, scores + i * ATTENTION_SPLIT + KV_BLOCK * b);
+  });
   for (int i = 0; i < queries.count; ++i) {
     const KeyRange range = ranges[i].is_empty() ? KeyRange{0, 0} : ranges[i];
     const Softmax softmax = softmax_split<TYPE>(scores + i * ATTENTION_SPLIT, range, blocks, value_scales);
