@@ -17,15 +17,15 @@ enum class ActKind : int { SILU, GELU_TANH, GELU_ERF };
 // apart. Rows of the panel and of `out` up to the next power of two are read and written as well.
 using TileKernel = void (*)(const uint8_t* tile, int64_t columns, const void* panel, int count, float* out);
 
-// What happens to a group of up to 32 outputs of a linear before they are stored.
+// What happens to outputs of a linear before they are stored.
 struct Epilogue {
-  const float* bias;     // [32], null = none
-  const float* up_bias;  // [32], null = none
+  const float* bias;     // [width], padded to whole groups; null = none
+  const float* up_bias;  // likewise
   bool has_activation;   // of the output, or of the gate that multiplies `up`
   ActKind activation;
   const float* residual;  // the first row's, null = none
   int64_t residual_stride;
-  int width;  // outputs that exist, <= 32
+  int width;  // at most 32, or more for a single row
 };
 
 // Queries of one KV head: `num_tokens` tokens at consecutive positions × the `group` heads that share it.

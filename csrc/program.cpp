@@ -140,20 +140,22 @@ std::string LinearOp::name() const {
          std::to_string(first.columns);
 }
 
-// The two tiles of a group of 32 outputs, for the rows of one panel.
-void LinearOp::compute(const Program& p, const PackedWeight& w, int64_t group, int panel, int count, float* out) const {
+// The tiles of `count` groups of 32 outputs, for the rows of one panel: one group for several rows, or several for one.
+void LinearOp::compute(const Program& p, const PackedWeight& w, GroupRange groups, int panel, int count,
+                       float* out) const {
   const uint8_t* rows = p.bytes(x) + panel * panel_bytes(type, x.width);
   const TileKernel kernel = type == ActType::F32  ? p.kernels->f32_tile[int(w.format)]
                             : type == ActType::Q8 ? p.kernels->q8_tile[int(w.format)]
                                                   : p.kernels->bf16_tile;
-  for (int64_t tile = 2 * group; tile < std::min(2 * group + 2, w.num_tiles()); ++tile)
-    kernel(w.tile(tile), w.columns, rows, count, out + tile % 2 * TILE_ROWS);
+  const int64_t first = 2 * groups.first, end = std::min(2 * groups.end, w.num_tiles());
+  for (int64_t tile = first; tile < end; ++tile)
+    kernel(w.tile(tile), w.columns, rows, count, out + (tile - first) * TILE_ROWS);
 }
 
-void LinearOp::run_group(Program& p, const LinearSegment& segment, int64_t group, int first_row, int count) const {
+void LinearOp::run_groups(Program& p, const LinearSegment& segment, GroupRange groups, int first_row, int count) const {
   alignas(64) float result[PANEL_ROWS * GROUP], up[PANEL_ROWS * GROUP];
-  const int64_t column = group * GROUP;
-  const int width = int(std::min<int64_t>(GROUP, segment.weight->rows - column));
+  const int64_t column = groups.first * GROUP;
+  const int width = int(std::min(groups.end * GROUP, segment.weight->rows) - column);
   const auto bias_of = [&](const LinearSegment& s) { return s.bias.empty() ? nullptr : s.bias.data() + column; };
   Epilogue epilogue{bias_of(segment), nullptr, combine != Combine::NONE, act, nullptr, residual.width, width};
   if (residual.exists()) {
@@ -163,9 +165,9 @@ void LinearOp::run_group(Program& p, const LinearSegment& segment, int64_t group
   if (segment.out.floats.exists())
     prefetch_rows<true>(p.floats(segment.out.floats) + first_row * segment.out.floats.width + column,
                         segment.out.floats.width, count);
-  compute(p, *segment.weight, group, first_row / PANEL_ROWS, count, result);
+  compute(p, *segment.weight, groups, first_row / PANEL_ROWS, count, result);
   if (combine == Combine::GATED) {
-    compute(p, *segments[1].weight, group, first_row / PANEL_ROWS, count, up);
+    compute(p, *segments[1].weight, groups, first_row / PANEL_ROWS, count, up);
     epilogue.up_bias = bias_of(segments[1]);
   }
   p.kernels->finish(epilogue, result, combine == Combine::GATED ? up : nullptr, count);
@@ -175,17 +177,24 @@ void LinearOp::run_group(Program& p, const LinearSegment& segment, int64_t group
 void LinearOp::run(Program& p) const {
   const int count = p.count(rows);
   if (count == 0) return;
-  const size_t num_segments = combine == Combine::GATED ? 1 : segments.size();
+  const size_t num_outputs = combine == Combine::GATED ? 1 : segments.size();
   int64_t total = 0;  // groups of 32 outputs
-  for (size_t s = 0; s < num_segments; ++s) total += num_groups(segments[s].weight->rows);
+  for (size_t s = 0; s < num_outputs; ++s) total += num_groups(segments[s].weight->rows);
+  // One row takes several groups at once where there are many: less to do beside reading.
+  const int64_t at_once = count == 1 ? std::clamp<int64_t>(total / (16 * p.pool->size()), 1, PANEL_ROWS) : 1;
+  const int64_t group_items = (total + at_once - 1) / at_once;
   const int64_t row_items = (count + LINEAR_ROWS - 1) / LINEAR_ROWS;
-  p.pool->parallel(total * row_items, [&](int64_t item, int) {
-    const int first = int(item / total) * LINEAR_ROWS, last = std::min(count, first + LINEAR_ROWS);
-    int64_t group = item % total;
-    size_t s = 0;
-    while (group >= num_groups(segments[s].weight->rows)) group -= num_groups(segments[s++].weight->rows);
-    for (int row = first; row < last; row += PANEL_ROWS)
-      run_group(p, segments[s], group, row, std::min(PANEL_ROWS, last - row));
+  p.pool->parallel(group_items * row_items, [&](int64_t item, int) {
+    const int first_row = int(item / group_items) * LINEAR_ROWS, last_row = std::min(count, first_row + LINEAR_ROWS);
+    const int64_t first = item % group_items * at_once, end = std::min(total, first + at_once);
+    int64_t before = 0;  // groups of the segments in front
+    for (size_t s = 0; s < num_outputs; before += num_groups(segments[s++].weight->rows)) {
+      const GroupRange here{std::max<int64_t>(first - before, 0),
+                            std::min(end - before, num_groups(segments[s].weight->rows))};
+      if (here.first >= here.end) continue;
+      for (int row = first_row; row < last_row; row += PANEL_ROWS)
+        run_groups(p, segments[s], here, row, std::min(PANEL_ROWS, last_row - row));
+    }
   });
 }
 

@@ -132,6 +132,10 @@ struct LinearSegment {
   Output out;
 };
 
+struct GroupRange {
+  int64_t first, end;  // groups of 32 outputs
+};
+
 enum class Combine : int { NONE, ACTIVATE, GATED };
 
 // out = x · weightᵀ (+ bias) for every segment, then the activation and the residual. GATED has two segments,
@@ -148,8 +152,8 @@ struct LinearOp : Op {
   std::string name() const override;
 
  private:
-  void run_group(Program& p, const LinearSegment& segment, int64_t group, int first_row, int count) const;
-  void compute(const Program& p, const PackedWeight& weight, int64_t group, int panel, int count, float* out) const;
+  void run_groups(Program& p, const LinearSegment& segment, GroupRange groups, int first_row, int count) const;
+  void compute(const Program& p, const PackedWeight& weight, GroupRange groups, int panel, int count, float* out) const;
 };
 
 struct KvLayer {
