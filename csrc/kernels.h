@@ -60,6 +60,12 @@ constexpr int64_t attend_scratch_floats(int head_dim) {
   return ATTEND_QUERIES * (padded_head_dim(head_dim) + ATTENTION_SPLIT + 2 * partial_floats(head_dim) + 16);
 }
 
+// Philox4x32-10's key and first counter for the noise of NOISE_TOKENS tokens, four to a counter.
+constexpr int NOISE_TOKENS = 64;
+struct NoiseBlock {
+  uint32_t key[2], counter[4];
+};
+
 struct Kernels {
   const char* name;
   TileKernel q8_tile[NUM_FORMATS];   // int8 activations; null for the float formats
@@ -86,6 +92,8 @@ struct Kernels {
   void (*gated)(const float* gate, const float* up, int64_t n, ActKind kind, float* out);
   // Highest value and whether all are finite or -inf (no NaN, no +inf).
   float (*row_max)(const float* x, int64_t n, bool* is_sound);
+  // Whether one of x's `count` <= NOISE_TOKENS tokens can reach `score` with its noise; if so, the words of all.
+  bool (*noise_reaches)(const float* x, int64_t count, double score, const NoiseBlock& block, uint32_t* words);
   // Σ exp((x - offset) × factor), the lanes in one fixed order.
   float (*sum_exp)(const float* x, int64_t n, float offset, float factor);
 };

@@ -3,6 +3,7 @@
 // Row independence: a kernel computes an output by the same sequence of operations whatever `count` rows are
 // given beside it. Along the columns and along the keys it goes in ascending order, at fixed absolute borders.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -59,6 +60,7 @@ Kernels make_kernels(const char* name) {
   k.activate = activate;
   k.gated = gated;
   k.row_max = row_max;
+  k.noise_reaches = noise_reaches;
   k.sum_exp = sum_exp;
   return k;
 }

@@ -128,5 +128,42 @@ float sum_exp(const float* x, int64_t n, float offset, float factor) {
   return sum(total);
 }
 
+// Philox4x32-10 (Salmon et al., 2011) of sixteen counters that follow each other.
+inline void philox_16(const NoiseBlock& block, I c[4]) {
+  uint32_t first[16], k0 = block.key[0], k1 = block.key[1];
+  for (int i = 0; i < 16; ++i) first[i] = block.counter[0] + uint32_t(i);
+  c[0] = load_i(first);
+  for (int j = 1; j < 4; ++j) c[j] = set1_i(int32_t(block.counter[j]));
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    I low0, high0, low2, high2;
+    multiply_wide(c[0], 0xD2511F53u, &low0, &high0);
+    multiply_wide(c[2], 0xCD9E8D57u, &low2, &high2);
+    c[0] = high2 ^ c[1] ^ set1_i(int32_t(k0));
+    c[2] = high0 ^ c[3] ^ set1_i(int32_t(k1));
+    c[1] = low2;
+    c[3] = low0;
+  }
+}
+
+// Gumbel noise -log(-log(1 - u)) of word u × 2^32 is below (leading zeros + 1) × log 2, and below 23 for any word: so
+// only small words can lift a token by much, and hardly any block of unlikely tokens has one.
+bool noise_reaches(const float* x, int64_t count, double score, const NoiseBlock& block, uint32_t* words) {
+  F best = set1(NEG_INF);
+  for (int64_t i = 0; i < count; i += 16) best = max(load_part(x + i, count - i, NEG_INF), best);
+  const double missing = score - double(max_lane(best));
+  if (missing > 23.0) return false;
+  I c[4];
+  philox_16(block, c);
+  const int zeros = missing > 0.0 ? std::min(int(missing * 1.4426950408889634) - 1, 31) : 0;  // one less for rounding
+  const uint32_t limit = zeros > 0 ? 0xffffffffu >> zeros : 0xffffffffu;
+  bool found = false;
+  for (int j = 0; j < 4; ++j) found |= any_at_most(c[j], limit);
+  if (!found) return false;
+  uint32_t lanes[4][16];
+  for (int j = 0; j < 4; ++j) store_i(lanes[j], c[j]);
+  for (int i = 0; i < NOISE_TOKENS; ++i) words[i] = lanes[i % 4][i / 4];  // token 4 i + j has word j of counter i
+  return true;
+}
+
 }  // namespace
 }  // namespace roseinfer

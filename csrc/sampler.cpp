@@ -38,6 +38,11 @@ class Noise {
       : key_{uint32_t(p.seed), uint32_t(p.seed >> 32)},
         counter_{0, uint32_t(p.choice), uint32_t(p.position), uint32_t(uint64_t(p.position) >> 32)} {}
 
+  // Key and counter of the NOISE_TOKENS words from a multiple of that on.
+  NoiseBlock block(int64_t first_token) const {
+    return {{key_[0], key_[1]}, {uint32_t(first_token / 4), counter_[1], counter_[2], counter_[3]}};
+  }
+
   uint32_t word(int32_t token) {
     const uint32_t index = uint32_t(token) >> 2;
     if (!filled_ || counter_[0] != index) {
@@ -62,48 +67,97 @@ struct Best {
   double score = -std::numeric_limits<double>::infinity();
   int32_t id = -1;
 
-  void offer(float x, int32_t token, Noise& noise) {
-    const uint32_t word = noise.word(token);
+  void offer(float x, int32_t token, uint32_t word) {
     if (double(x) + gumbel_bound(word) < score) return;
     const double s = double(x) + gumbel(word);
     if (s > score || (s == score && token < id)) *this = {s, token};
   }
 };
 
-// What the filters leave, best first where they had to sort.
+constexpr int64_t MAX_HEAP_K = 1024;  // up to here a heap of the best is faster than a partition of the whole row
+
+// The k best tokens, best first.
+void keep_best(const float* x, int64_t n, int64_t k, std::vector<int32_t>& kept) {
+  const Better better{x};
+  if (k > MAX_HEAP_K) {
+    kept.resize(size_t(n));
+    for (int64_t i = 0; i < n; ++i) kept[size_t(i)] = int32_t(i);
+    std::nth_element(kept.begin(), kept.begin() + k - 1, kept.end(), better);
+    kept.resize(size_t(k));
+    std::sort(kept.begin(), kept.end(), better);
+    return;
+  }
+  kept.resize(size_t(k));
+  for (int64_t i = 0; i < k; ++i) kept[size_t(i)] = int32_t(i);
+  std::make_heap(kept.begin(), kept.end(), better);  // the worst of them in front
+  float worst = x[kept.front()];
+  for (int64_t i = k; i < n; ++i) {
+    if (!(x[i] > worst)) continue;  // on a tie the lower id stays
+    std::pop_heap(kept.begin(), kept.end(), better);
+    kept.back() = int32_t(i);
+    std::push_heap(kept.begin(), kept.end(), better);
+    worst = x[kept.front()];
+  }
+  std::sort_heap(kept.begin(), kept.end(), better);
+}
+
+// The tokens that top_p can keep, in no order: those below (1 - top_p) / n of the total come to less than 1 - top_p of
+// it together, so the others already hold top_p. Half of that allows for rounding.
+void keep_probable(const float* x, int64_t n, float highest, double total, float top_p, std::vector<int32_t>& kept) {
+  const double share = 0.5 * (1.0 - double(top_p)) * total / double(n);
+  const float least = share > 0.0 ? float(double(highest) + std::log(share)) : NEG_INF;
+  kept.clear();
+  for (int64_t i = 0; i < n; ++i)
+    if (!(x[i] < least)) kept.push_back(int32_t(i));
+}
+
+// Of the kept tokens the likeliest that hold top_p of the total together, the one that reaches it included.
+void keep_nucleus(const float* x, float highest, double wanted, bool is_sorted, std::vector<int32_t>& kept) {
+  const auto worse = [better = Better{x}](int32_t a, int32_t b) { return better(b, a); };
+  // A heap gives the few that matter in order without sorting the rest.
+  if (!is_sorted) std::make_heap(kept.begin(), kept.end(), worse);
+  double before = 0.0;
+  size_t count = 0;
+  while (count < kept.size() && before < wanted) {
+    if (!is_sorted) std::pop_heap(kept.begin(), kept.end() - int64_t(count), worse);
+    const int32_t id = is_sorted ? kept[count] : kept[kept.size() - 1 - count];
+    before += std::exp(double(x[id]) - highest);
+    ++count;
+  }
+  if (!is_sorted) std::reverse(kept.begin(), kept.end());
+  kept.resize(std::max<size_t>(count, 1));
+}
+
+// What the filters leave.
 void filter(const Kernels& kernels, const float* x, int64_t n, float highest, const SampleParams& p,
             std::vector<int32_t>& kept) {
-  kept.resize(size_t(n));
-  for (int64_t i = 0; i < n; ++i) kept[size_t(i)] = int32_t(i);
-  const Better better{x};
-  const bool by_k = p.top_k > 0 && p.top_k < n;
+  const bool by_k = p.top_k > 0 && p.top_k < n, by_p = p.top_p < 1.0f;
+  double total = 0.0;
   if (by_k) {
-    std::nth_element(kept.begin(), kept.begin() + p.top_k - 1, kept.end(), better);
-    kept.resize(size_t(p.top_k));
-    std::sort(kept.begin(), kept.end(), better);
-  }
-  if (p.top_p < 1.0f) {
-    double total = 0.0;
-    if (by_k)
+    keep_best(x, n, p.top_k, kept);
+    if (by_p)
       for (int32_t id : kept) total += std::exp(double(x[id]) - highest);
-    else total = kernels.sum_exp(x, n, highest, 1.0f);
-    const double wanted = double(p.top_p) * total;
-    // A heap gives the few that matter in order without sorting the vocabulary.
-    const auto worse = [&](int32_t a, int32_t b) { return better(b, a); };
-    if (!by_k) std::make_heap(kept.begin(), kept.end(), worse);
-    double before = 0.0;
-    size_t count = 0;
-    while (count < kept.size() && before < wanted) {
-      if (!by_k) std::pop_heap(kept.begin(), kept.end() - int64_t(count), worse);
-      const int32_t id = by_k ? kept[count] : kept[kept.size() - 1 - count];
-      before += std::exp(double(x[id]) - highest);
-      ++count;
-    }
-    if (!by_k) std::reverse(kept.begin(), kept.end());
-    kept.resize(std::max<size_t>(count, 1));
+  } else {
+    if (by_p) total = kernels.sum_exp(x, n, highest, 1.0f);
+    keep_probable(x, n, highest, total, by_p ? p.top_p : 1.0f, kept);
   }
+  if (by_p) keep_nucleus(x, highest, double(p.top_p) * total, by_k, kept);
   if (p.min_p > 0.0f)
     std::erase_if(kept, [&](int32_t id) { return std::exp(double(x[id]) - highest) < double(p.min_p); });
+}
+
+// The token whose x + noise is highest, of all.
+int32_t choose_of_all(const Kernels& kernels, const float* x, int64_t n, const SampleParams& p) {
+  Noise noise(p);
+  Best best;
+  uint32_t words[NOISE_TOKENS];
+  for (int64_t first = 0; first < n; first += NOISE_TOKENS) {
+    const int64_t count = std::min<int64_t>(n - first, NOISE_TOKENS);
+    if (!kernels.noise_reaches(x + first, count, best.score, noise.block(first), words)) continue;
+    for (int64_t i = 0; i < count; ++i)
+      if (x[first + i] > NEG_INF) best.offer(x[first + i], int32_t(first + i), words[i]);
+  }
+  return best.id;
 }
 
 int32_t choose(const Kernels& kernels, const float* logits, int64_t n, float highest, const SampleParams& p,
@@ -114,16 +168,12 @@ int32_t choose(const Kernels& kernels, const float* logits, int64_t n, float hig
   scratch.scaled.resize(size_t(n));
   float* x = scratch.scaled.data();
   for (int64_t i = 0; i < n; ++i) x[i] = logits[i] / p.temperature;
+  if (p.top_k <= 0 && p.top_p >= 1.0f && p.min_p <= 0.0f) return choose_of_all(kernels, x, n, p);
   Noise noise(p);
   Best best;
-  if (p.top_k <= 0 && p.top_p >= 1.0f && p.min_p <= 0.0f) {
-    for (int64_t i = 0; i < n; ++i)
-      if (x[i] > NEG_INF) best.offer(x[i], int32_t(i), noise);
-    return best.id;
-  }
   filter(kernels, x, n, highest / p.temperature, p, scratch.candidates);
   for (int32_t id : scratch.candidates)
-    if (x[id] > NEG_INF) best.offer(x[id], id, noise);
+    if (x[id] > NEG_INF) best.offer(x[id], id, noise.word(id));
   return best.id;
 }
 

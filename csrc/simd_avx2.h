@@ -114,6 +114,30 @@ template <int COUNT>
 inline I shift_right(I x) {
   return {_mm256_srai_epi32(x.a, COUNT), _mm256_srai_epi32(x.b, COUNT)};
 }
+inline I load_i(const uint32_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
+}
+inline void store_i(uint32_t* p, I x) {
+  _mm256_storeu_si256((__m256i*)p, x.a);
+  _mm256_storeu_si256((__m256i*)(p + 8), x.b);
+}
+inline I operator^(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+inline void multiply_wide_8(__m256i x, __m256i f, __m256i* low, __m256i* high) {
+  const __m256i even = _mm256_mul_epu32(x, f), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), f);
+  *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+}
+inline void multiply_wide(I x, uint32_t factor, I* low, I* high) {
+  const __m256i f = _mm256_set1_epi32(int(factor));
+  multiply_wide_8(x.a, f, &low->a, &high->a);
+  multiply_wide_8(x.b, f, &low->b, &high->b);
+}
+inline bool any_at_most(I x, uint32_t limit) {
+  const __m256i l = _mm256_set1_epi32(int(limit));
+  const __m256i a = _mm256_cmpeq_epi32(_mm256_min_epu32(x.a, l), x.a);
+  const __m256i b = _mm256_cmpeq_epi32(_mm256_min_epu32(x.b, l), x.b);
+  return _mm256_movemask_epi8(_mm256_or_si256(a, b)) != 0;
+}
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline int32_t store_i8(int8_t* p, F x) {
   alignas(32) int32_t lanes[16];

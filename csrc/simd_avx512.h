@@ -91,6 +91,19 @@ template <int COUNT>
 inline I shift_right(I a) {
   return {_mm512_srai_epi32(a.v, COUNT)};
 }
+inline I load_i(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_i(uint32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
+inline I operator^(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+// The low and high halves of sixteen 32 × 32 bit products.
+inline void multiply_wide(I a, uint32_t factor, I* low, I* high) {
+  const __m512i f = _mm512_set1_epi32(int(factor));
+  const __m512i even = _mm512_mul_epu32(a.v, f), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), f);
+  *low = {_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32))};
+  *high = {_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)};
+}
+inline bool any_at_most(I a, uint32_t limit) {
+  return _mm512_cmple_epu32_mask(a.v, _mm512_set1_epi32(int(limit))) != 0;
+}
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // Sixteen lanes rounded to nearest even and stored as int8; the caller keeps them within ±127. Returns their sum.
 inline int32_t store_i8(int8_t* p, F a) {

@@ -123,6 +123,28 @@ inline I shift_right(I a) {
   for (int i = 0; i < 16; ++i) a.v[i] >>= COUNT;
   return a;
 }
+inline I load_i(const uint32_t* p) {
+  I r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+inline void store_i(uint32_t* p, I a) { std::memcpy(p, a.v, sizeof a.v); }
+inline I operator^(I a, I b) {
+  for (int i = 0; i < 16; ++i) a.v[i] ^= b.v[i];
+  return a;
+}
+inline void multiply_wide(I a, uint32_t factor, I* low, I* high) {
+  for (int i = 0; i < 16; ++i) {
+    const uint64_t product = uint64_t(uint32_t(a.v[i])) * factor;
+    low->v[i] = int32_t(uint32_t(product));
+    high->v[i] = int32_t(product >> 32);
+  }
+}
+inline bool any_at_most(I a, uint32_t limit) {
+  bool found = false;
+  for (int i = 0; i < 16; ++i) found |= uint32_t(a.v[i]) <= limit;
+  return found;
+}
 inline F to_float(I a) {
   return map([&](int i) { return float(a.v[i]); });
 }
