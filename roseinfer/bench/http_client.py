@@ -182,6 +182,8 @@ class Connection(asyncio.BufferedProtocol):
     async def exchange(self, request: bytes) -> Response:
         """Raises OSError or BadResponseError; after that the connection is closed."""
         assert self._transport is not None
+        if not self.is_open:  # lost since it was chosen: a transport that is gone reports nothing any more
+            raise ConnectionResetError("the server closed the connection without a reply")
         response = self._response = Response()
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)

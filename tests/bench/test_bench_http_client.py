@@ -162,6 +162,24 @@ def test_a_kept_connection_that_is_lost_with_the_next_request_on_it() -> None:
         assert role.num_connections == 3
 
 
+def test_a_kept_connection_that_is_lost_after_it_was_chosen() -> None:
+    """Its transport is gone and tells nobody: the request must not wait for a reply."""
+
+    async def ask(url: str) -> list[int]:
+        client = HttpClient(url)
+        await client.fetch("/v1/models")
+        [kept] = client._idle
+        reply = asyncio.ensure_future(client.fetch("/v1/models"))
+        asyncio.get_running_loop().call_soon(kept.connection_lost, None)  # behind the choice, before the sending
+        statuses = [(await asyncio.wait_for(reply, 10))[0]]
+        kept.close()
+        client.close()
+        return statuses
+
+    with serving() as (url, _):
+        assert asyncio.run(ask(url)) == [200]
+
+
 def test_a_fresh_connection_that_is_lost_is_not_tried_again() -> None:
     with serving(closes_before_reply=0) as (url, role):
         with pytest.raises(ConnectionError, match="without a reply"):
