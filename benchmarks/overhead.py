@@ -47,6 +47,7 @@ from roseinfer.engine.engine import Engine
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.scheduler.scheduler import Scheduler
 from roseinfer.server.app import create_app
+from roseinfer.server.interpreter import settle_interpreter
 from roseinfer.server.runner import bind, make_server
 from roseinfer.text import Tokenizer, load_tokenizer
 
@@ -278,6 +279,7 @@ def main() -> None:
             partial(chunk_figures, server),
             *(partial(request_figures, server, name) for name in REQUESTS),
         ]
+        settle_interpreter()
         for _ in range(args.rounds + 1):
             rounds.append({name: value for measure in measurements for name, value in measure().items()})
     print(f"{'microseconds of CPU time':<64}{'median':>8}{'least':>8}{'most':>8}")

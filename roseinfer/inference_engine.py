@@ -47,26 +47,27 @@ class GenerateParams:
 
     def check(self) -> None:
         """Raises InvalidRequestError naming the field, also where greedy decoding would not look at it."""
+        self.sampling_params()
+
+    def sampling_params(self, seed: int | None = None) -> SamplingParams:
+        """The same for the engine; `seed` is for requests that name none. Raises as `check` does."""
         for name in ("stop_on_eos", "do_sample"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
         try:
-            self.sampling_params(0 if self.max_new_tokens is None else self.max_new_tokens)
+            params = SamplingParams(
+                max_tokens=DEFAULT_MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                seed=seed if self.seed is None else self.seed,
+                ignore_eos=not self.stop_on_eos,
+            )
         except InvalidRequestError as error:
             if error.param != "max_tokens":
                 raise
             message = error.message.replace("max_tokens", "max_new_tokens")
             raise InvalidRequestError(message, "max_new_tokens") from None
-
-    def sampling_params(self, max_tokens: int) -> SamplingParams:
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            ignore_eos=not self.stop_on_eos,
-        )
         return params if self.do_sample else dataclasses.replace(params, temperature=0.0)
 
 
@@ -88,19 +89,23 @@ class Generation:
     def __init__(self, prompt: str, request: AddRequest, detokenizer: Detokenizer) -> None:
         self.prompt = prompt
         self.request = request
+        self.is_finished = self.is_empty  # no text comes any more
         self._detokenizer = detokenizer
 
     @property
     def is_empty(self) -> bool:
         return self.request.max_tokens == 0
 
-    def text_of(self, output: TokenOutput) -> str:
-        """The text that a step's tokens make whole; may be empty. Raises EngineError where the request was ended."""
-        if output.finish_reason in ("error", "abort"):
-            raise EngineError(output.error or "the engine was stopped before the request was finished")
-        ids = output.token_ids[:-1] if output.stop_token_id is not None else output.token_ids
-        text = self._detokenizer.push(ids)
-        return text + self._detokenizer.finish() if output.finish_reason else text
+    def text_of(self, outputs: Sequence[TokenOutput]) -> str:
+        """The text that these outputs make whole; may be empty. Raises EngineError where the request was ended."""
+        last = outputs[-1]
+        if last.finish_reason in ("error", "abort"):
+            raise EngineError(last.error or "the engine was stopped before the request was finished")
+        ids = [token_id for output in outputs for token_id in output.token_ids]
+        if last.finish_reason is None:
+            return self._detokenizer.push(ids)
+        self.is_finished = True
+        return self._detokenizer.push(ids[:-1] if last.stop_token_id is not None else ids) + self._detokenizer.finish()
 
 
 class InferenceEngine:
@@ -192,15 +197,12 @@ class InferenceEngine:
         """
         if not isinstance(prompt, str):
             raise InvalidRequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
-        if params.seed is None:
-            params = dataclasses.replace(params, seed=self._seed)
-        params.check()  # a prompt is tokenised only if the rest is sound
+        sampling = params.sampling_params(self._seed)  # a prompt is tokenised only if the rest is sound
         self._check_length(prompt)
         ids = self.tokenizer.encode_prompt(prompt)
-        max_tokens = DEFAULT_MAX_NEW_TOKENS if params.max_new_tokens is None else params.max_new_tokens
-        request = self.client.make_request(ids, params.sampling_params(max_tokens))
-        if request.max_tokens != (params.max_new_tokens or request.max_tokens):  # the client cut it to what fits
-            raise _too_many_tokens(len(ids), max_tokens, self.client.max_model_len)
+        request = self.client.make_request(ids, sampling)
+        if params.max_new_tokens is not None and request.max_tokens < params.max_new_tokens:  # cut to what fits
+            raise _too_many_tokens(len(ids), params.max_new_tokens, self.client.max_model_len)
         return Generation(prompt, request, self.tokenizer.detokenizer())
 
     def _check_length(self, prompt: str) -> None:
@@ -215,17 +217,24 @@ class InferenceEngine:
             return
         with contextlib.closing(self.client.stream_sync(generation.request)) as outputs:
             for output in outputs:
-                if piece := generation.text_of(output):
+                if piece := generation.text_of([output]):
                     yield piece
 
     async def astream(self, generation: Generation) -> AsyncGenerator[str, None]:
-        """`stream` for an event loop; closing or cancelling it ends the request."""
+        """`stream` for an event loop; closing or cancelling it ends the request. Who is slow gets larger pieces."""
         if generation.is_empty:
             return
-        async with contextlib.aclosing(self.client.stream(generation.request)) as outputs:
-            async for output in outputs:
-                if piece := generation.text_of(output):
+        with self.client.open(generation.request) as inbox:
+            while outputs := await inbox.take():
+                if piece := generation.text_of(outputs):
                     yield piece
+
+    async def acomplete(self, generation: Generation) -> str:
+        """All the pieces of `astream` in one; cancelling it ends the request."""
+        if generation.is_empty:
+            return ""
+        with self.client.open(generation.request, whole=True) as inbox:
+            return generation.text_of(await inbox.take())
 
     def close(self) -> None:
         """Ends what runs and frees the memory; may be called twice."""

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": _BELOW_DOORS | {"inference_engine", "report"},
     "bench": _BELOW_DOORS | {"inference_engine"},
     "cli": _BELOW_DOORS | {"inference_engine", "report", "server", "bench"},
-    "__main__": {"cli"},
+    "__main__": {"core", "server", "cli"},
 }
 
 # The seed's `from roseinfer.engine import InferenceEngine`, answered by a module `__getattr__`.

@@ -12,7 +12,7 @@ import pytest
 
 import roseinfer.engine
 from roseinfer.core.errors import ConfigError, ContextLengthError, EngineError, InvalidRequestError
-from roseinfer.inference_engine import GenerateParams, InferenceEngine, dtype_of
+from roseinfer.inference_engine import GenerateParams, Generation, InferenceEngine, dtype_of
 from tests.fake_model import MAX_MODEL_LEN, RecitingProgram, fake_engine, recite
 
 
@@ -52,6 +52,26 @@ def test_async_is_the_same(engine: InferenceEngine) -> None:
         return "".join([piece async for piece in engine.astream(generation)])
 
     assert "Hi" + asyncio.run(collect()) == engine.generate("Hi", max_new_tokens=20)
+
+
+@pytest.mark.parametrize("max_new_tokens", [0, 1, 20, 64])
+@pytest.mark.parametrize("stop_on_eos", [True, False])
+def test_async_as_a_whole_is_the_same(engine: InferenceEngine, max_new_tokens: int, stop_on_eos: bool) -> None:
+    params = GenerateParams(max_new_tokens=max_new_tokens, stop_on_eos=stop_on_eos)
+    generation = engine.prepare("Hi", params)
+    assert asyncio.run(engine.acomplete(generation)) == recite("Hi", max_new_tokens, stop_on_eos=stop_on_eos)
+    assert generation.is_finished
+
+
+def test_a_generation_knows_its_last_piece(engine: InferenceEngine, program: RecitingProgram) -> None:
+    async def collect(generation: Generation) -> list[tuple[str, bool]]:
+        return [(piece, generation.is_finished) async for piece in engine.astream(generation)]
+
+    program.step_seconds = 0.002
+    pieces = asyncio.run(collect(engine.prepare("Hi", GenerateParams(max_new_tokens=9, stop_on_eos=False))))
+    assert [is_finished for _, is_finished in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert len(pieces) > 3
+    assert engine.prepare("Hi", GenerateParams(max_new_tokens=0)).is_finished
 
 
 def test_without_a_count_the_answer_is_64_tokens_or_what_fits(engine: InferenceEngine) -> None:

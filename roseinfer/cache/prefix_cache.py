@@ -69,6 +69,6 @@ class PrefixCache:
         digests, size = request.block_digests, self._pool.block_size
         for i in range(len(digests), index + 1):
             parent = digests[-1] if digests else sha256(self._salt + request.cache_salt).digest()
-            token_ids = request.token_ids.view(i * size, (i + 1) * size)
+            token_ids = request.token_ids[i * size : (i + 1) * size]
             digests.append(sha256(parent + token_ids.tobytes()).digest())
         return digests[index]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -21,11 +21,11 @@ from roseinfer.core.errors import CheckpointError
 __all__ = ["Checkpoint", "Tensor", "open_checkpoint"]
 
 
-@cache
-def _containers() -> tuple[ModuleType, ...]:
+def _containers() -> Iterator[ModuleType]:
+    """One after the other: the modules behind the one that matches are never imported."""
     names = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
     modules = (importlib.import_module(f"{__name__}.{name}") for name in names)
-    return tuple(module for module in modules if hasattr(module, "matches"))
+    return (module for module in modules if hasattr(module, "matches"))
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

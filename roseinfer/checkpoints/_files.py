@@ -39,6 +39,14 @@ def map_file(path: Path) -> Bytes:
     return np.frombuffer(mapped, np.uint8)
 
 
+def mapping_of(data: Bytes) -> mmap.mmap | None:
+    """The mapping that `data` is a view into, if it is one."""
+    base: object = data
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, mmap.mmap) else None
+
+
 def read_start(path: Path, size: int) -> bytes:
     """The first `size` bytes of a regular file, b"" for anything else."""
     if not path.is_file():

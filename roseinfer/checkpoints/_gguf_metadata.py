@@ -91,8 +91,7 @@ class _Parser:
             return self._numbers(kind, count)
         if kind == _STRING:
             start = self.reader.position
-            self.reader.skip_texts(count)
-            return partial(self.reader.texts, start, self.reader.position, count)
+            return partial(self.reader.texts, start, self.reader.skip_texts(count))
         if kind == _ARRAY and depth < MAX_ARRAY_DEPTH:
             nested = [self.array(depth + 1) for _ in range(count)]
             return lambda: [decode() for decode in nested]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from roseinfer.checkpoints._files import mapping_of
 from roseinfer.checkpoints.tensor import Tensor
 
 
@@ -21,6 +23,12 @@ class Checkpoint:
     config: Mapping[str, Any]  # all GGUF metadata | config.json | the torch file's "config"
     tensors: dict[str, Tensor]  # by the file's own names
     generation_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def forget_pages(self) -> None:
+        """Takes what was read of the files out of this process's memory; what is needed again is read again."""
+        mappings = {mapping_of(tensor.data) for tensor in self.tensors.values()}
+        for mapping in filter(None, mappings):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Drops this object's views. Tensors taken out before stay valid."""

@@ -1,4 +1,7 @@
-"""What one forward step reads and gives back: flat arrays that any backend understands."""
+"""What one forward step reads and gives back: flat arrays that any backend understands.
+
+Made anew in every step; not frozen, because a frozen dataclass costs twice as much to make.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Float32Array = npt.NDArray[np.float32]
 UInt64Array = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ForwardInputs:
     """T tokens of R rows (requests), of which L want logits. Every array is C-contiguous.
 
@@ -33,7 +36,7 @@ class ForwardInputs:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SamplingInputs:
     """Parameters of the L logit rows, in the order of `ForwardInputs.logit_rows`. Rows may be left out of
     sampling (a prompt's inner rows): `rows` names those to be sampled.
@@ -46,11 +49,11 @@ class SamplingInputs:
     min_ps: Float32Array  # [S]
     seeds: UInt64Array  # [S]
     choices: Int32Array  # [S], index among a request's n choices
-    positions: Int32Array  # [S], the absolute position of the token that is being sampled
+    positions: Int64Array  # [S], the absolute position of the token that is being sampled
     num_logprobs: Int32Array  # [S], -1 = none
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampleOutput:
     """What was sampled. A row whose logits hold a NaN (or nothing but -inf) has token id -1."""
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from roseinfer.core.errors import ContextLengthError, InvalidRequestError
 from roseinfer.core.messages import AddRequest
+from roseinfer.core.request import int32_list
 from roseinfer.core.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams, check_int
 
 MAX_CHOICE = 2**16 - 1
@@ -15,13 +14,7 @@ MAX_CHOICE = 2**16 - 1
 
 def check_request(request: AddRequest, vocab_size: int, max_model_len: int) -> None:
     """Raises `InvalidRequestError` unless the engine can run the request as it is."""
-    check_token_ids("prompt", request.prompt_ids, vocab_size)
-    check_token_ids("output_ids", request.output_ids, vocab_size)
-    check_token_ids("stop_token_ids", request.stop_token_ids, vocab_size)
-    check_length(len(request.prompt_ids), max_model_len)
-    check_length(len(request.prompt_ids) + len(request.output_ids), max_model_len + 1)
-    check_int("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
-    check_int("choice", request.choice, 0, MAX_CHOICE)
+    check_ids(request, vocab_size, max_model_len)
     check_int("num_logprobs", request.num_logprobs, -1, vocab_size)
     SamplingParams(
         max_tokens=request.max_tokens,
@@ -34,17 +27,30 @@ def check_request(request: AddRequest, vocab_size: int, max_model_len: int) -> N
     )
 
 
+def check_ids(request: AddRequest, vocab_size: int, max_model_len: int) -> None:
+    """What is left to check of a request that was made from `SamplingParams`."""
+    check_token_ids("prompt", request.prompt_ids, vocab_size)
+    check_token_ids("output_ids", request.output_ids, vocab_size)
+    check_token_ids("stop_token_ids", request.stop_token_ids, vocab_size)
+    check_length(len(request.prompt_ids), max_model_len)
+    check_length(len(request.prompt_ids) + len(request.output_ids), max_model_len + 1)
+    check_int("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
+    check_int("choice", request.choice, 0, MAX_CHOICE)
+
+
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Every id an integer inside the vocabulary."""
-    try:
-        ids = np.asarray(token_ids)
-    except ValueError:  # lists of different lengths
-        ids = np.empty((0, 0))
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+    if not isinstance(token_ids, list | tuple):
         raise InvalidRequestError(f"{name} must be a list of token ids", name)
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
-    if outside.size:
-        raise InvalidRequestError(f"{name}: {outside[0]} is not in the vocabulary of {vocab_size} tokens", name)
+    try:
+        ids = int32_list(token_ids)
+    except OverflowError:
+        raise InvalidRequestError(f"{name}: an id is not in the vocabulary of {vocab_size} tokens", name) from None
+    except TypeError:
+        raise InvalidRequestError(f"{name} must be a list of token ids", name) from None
+    for outside in (min(ids, default=0), max(ids, default=0)):
+        if not 0 <= outside < vocab_size:
+            raise InvalidRequestError(f"{name}: {outside} is not in the vocabulary of {vocab_size} tokens", name)
 
 
 def check_length(num_prompt_tokens: int, max_model_len: int) -> None:

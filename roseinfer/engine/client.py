@@ -8,7 +8,9 @@ one output with a finish reason, also if the engine dies or the client is closed
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import random
 import secrets
 import threading
 import time
@@ -21,8 +23,9 @@ from queue import SimpleQueue
 from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError
 from roseinfer.core.messages import AbortRequest, AddRequest, EngineStats, FinishReason, StepOutput, TokenOutput
 from roseinfer.core.sampling_params import SamplingParams
-from roseinfer.engine.checks import check_length, check_request, check_token_ids
+from roseinfer.engine.checks import check_ids, check_length, check_token_ids
 from roseinfer.engine.engine import Engine
+from roseinfer.engine.mailbox import Inbox, Mailbox
 from roseinfer.engine.thread import EngineThread
 
 logger = logging.getLogger(__name__)
@@ -49,10 +52,12 @@ class EngineClient:
         self._max_running = engine.max_running
         self._stats = engine.stats()
         self._thread = EngineThread(engine, self._on_step, self._on_exit)
+        self._random = random.Random()  # for seeds, which are no secrets
+        self._request_ids = map("{}-{}".format, itertools.repeat(secrets.token_hex(6)), itertools.count())
         self._lock = threading.Lock()  # guards what follows
         self._live: dict[str, OnOutput] = {}
         self._refusal: str | None = "the engine has not been started"
-        self._mailboxes: dict[asyncio.AbstractEventLoop, _Mailbox] = {}
+        self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._finish_times: deque[float] = deque(maxlen=64)
 
     # -- life -----------------------------------------------------------------------------------------------
@@ -103,19 +108,19 @@ class EngineClient:
         check_length(len(prompt_ids), self.max_model_len)
         eos_ids = () if params.ignore_eos else self.eos_ids
         request = AddRequest(
-            request_id=request_id or secrets.token_hex(12),
+            request_id=request_id or next(self._request_ids),
             prompt_ids=list(prompt_ids),
             max_tokens=min(params.max_tokens, self.max_model_len - len(prompt_ids)),
             temperature=params.temperature if params.temperature >= _MIN_TEMPERATURE else 0.0,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            seed=self._random.getrandbits(63) if params.seed is None else params.seed,
             choice=choice,
             stop_token_ids=list(dict.fromkeys((*params.stop_token_ids, *eos_ids))),
             num_logprobs=-1 if params.logprobs is None else min(params.logprobs, self.vocab_size),
         )
-        check_request(request, self.vocab_size, self.max_model_len)
+        check_ids(request, self.vocab_size, self.max_model_len)
         return request
 
     def submit(self, request: AddRequest, on_output: OnOutput) -> None:
@@ -155,20 +160,28 @@ class EngineClient:
     async def stream(self, request: AddRequest) -> AsyncGenerator[TokenOutput, None]:
         """Submits on the first `anext` and yields until the request is finished.
 
-        Closing the generator or cancelling its consumer aborts the request. The event loop is woken once per
-        step, whatever the number of its streams.
+        Closing the generator or cancelling its consumer aborts the request.
         """
-        outputs: asyncio.Queue[TokenOutput] = asyncio.Queue()
-        with self._mailbox(asyncio.get_running_loop()) as mailbox:
-            self.submit(request, partial(mailbox.post, outputs))
-            is_finished = False
-            try:
-                while not is_finished:
-                    output = await outputs.get()
-                    is_finished = output.finish_reason is not None
+        with self.open(request) as inbox:
+            while outputs := await inbox.take():
+                for output in outputs:
                     yield output
+
+    @contextmanager
+    def open(self, request: AddRequest, *, whole: bool = False) -> Iterator[Inbox]:
+        """Submits a request to be read on the running event loop; leaving the block aborts it if it is not finished.
+
+        The event loop is woken once per step, whatever the number of its streams; for requests that are read as a
+        `whole` only when they are finished.
+        """
+        with self._mailbox(asyncio.get_running_loop()) as mailbox:
+            inbox = Inbox()
+            post = partial(mailbox.post, inbox)
+            self.submit(request, _AtTheEnd(post) if whole else post)
+            try:
+                yield inbox
             finally:
-                if not is_finished:
+                if not inbox.is_finished:
                     self.abort(request.request_id)
 
     # -- on the engine's thread -----------------------------------------------------------------------------
@@ -188,9 +201,9 @@ class EngineClient:
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         with self._lock:
-            calls = [(self._receiver(output), output) for output in outputs]
+            receivers = [self._receiver(output) for output in outputs]
             mailboxes = list(self._mailboxes.values())
-        for on_output, output in calls:
+        for on_output, output in zip(receivers, outputs, strict=True):
             if on_output is not None:
                 self._call(on_output, output)
         for mailbox in mailboxes:
@@ -220,10 +233,10 @@ class EngineClient:
         return min(max(seconds * (len(self._live) - self._max_running), 1.0), 60.0)
 
     @contextmanager
-    def _mailbox(self, loop: asyncio.AbstractEventLoop) -> Iterator[_Mailbox]:
+    def _mailbox(self, loop: asyncio.AbstractEventLoop) -> Iterator[Mailbox]:
         """The loop's mailbox, there as long as a stream needs it."""
         with self._lock:
-            mailbox = self._mailboxes.setdefault(loop, _Mailbox(loop))
+            mailbox = self._mailboxes.setdefault(loop, Mailbox(loop))
             mailbox.num_streams += 1
         try:
             yield mailbox
@@ -234,29 +247,15 @@ class EngineClient:
                     del self._mailboxes[loop]
 
 
-class _Mailbox:
-    """Collects a step's outputs for the streams of one event loop, which is then woken once."""
+class _AtTheEnd:
+    """Keeps a request's outputs back until the last one has come."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.num_streams = 0
-        self._loop = loop
-        self._posted: list[tuple[asyncio.Queue[TokenOutput], TokenOutput]] = []
+    def __init__(self, on_output: OnOutput) -> None:
+        self._on_output = on_output
+        self._outputs: list[TokenOutput] = []
 
-    def post(self, outputs: asyncio.Queue[TokenOutput], output: TokenOutput) -> None:
-        self._posted.append((outputs, output))
-
-    def flush(self) -> list[str]:
-        """Hands over what was posted. Returns the requests nobody can receive any more: their loop is closed."""
-        posted, self._posted = self._posted, []
-        if not posted:
-            return []
-        try:
-            self._loop.call_soon_threadsafe(_put_all, posted)
-        except RuntimeError:
-            return [output.request_id for _, output in posted]
-        return []
-
-
-def _put_all(posted: list[tuple[asyncio.Queue[TokenOutput], TokenOutput]]) -> None:
-    for outputs, output in posted:
-        outputs.put_nowait(output)
+    def __call__(self, output: TokenOutput) -> None:
+        self._outputs.append(output)
+        if output.finish_reason is not None:
+            for kept in self._outputs:
+                self._on_output(kept)

@@ -17,7 +17,7 @@ from roseinfer.core.batch import SampleOutput
 from roseinfer.core.messages import AddRequest, EngineStats, StepOutput, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.engine.checks import check_request
-from roseinfer.scheduler.batch import Batch
+from roseinfer.scheduler.batch import Batch, SamplingTable
 from roseinfer.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Engine:
     def __init__(self, program: Program, scheduler: Scheduler) -> None:
         self._program = program
         self._scheduler = scheduler
+        self._sampling = SamplingTable()
         self._outputs: list[TokenOutput] = []  # for the next step: of requests that ended between two steps
         self._arrivals = itertools.count()
         self._num_steps = 0
@@ -109,7 +110,8 @@ class Engine:
         return self._scheduler.update(batch, samples)
 
     def _compute(self, batch: Batch) -> SampleOutput:
-        self._program.forward(batch.forward_inputs())
-        if not batch.sampled_requests:
-            return _NOTHING_SAMPLED
-        return self._program.sample(batch.sampling_inputs())
+        # Both before the forward, which leaves cold caches behind.
+        forward_inputs = batch.forward_inputs()
+        sampling_inputs = self._sampling.inputs(batch.sampled_requests)
+        self._program.forward(forward_inputs)
+        return self._program.sample(sampling_inputs) if batch.sampled_requests else _NOTHING_SAMPLED

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
 DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_running requests
+MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
 
@@ -85,7 +86,7 @@ def build_engine(
         num_threads=num_threads,
         isa=isa,
     )
-    program = compile_program("native", model.graph, model.weights, options, progress)
+    program = compile_program("native", model.graph, model.weights, options, _forgetting(checkpoint, progress))
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     scheduler = Scheduler(
         block_pool=pool,
@@ -112,6 +113,21 @@ def build_engine(
         isa=str(getattr(program, "isa", "")),
     )
     return engine, info
+
+
+def _forgetting(checkpoint: Checkpoint, progress: Progress | None) -> Progress:
+    """Keeps the file from filling memory beside the weights that are made from it."""
+    kept_from = 0
+
+    def report(loaded_bytes: int, total_bytes: int) -> None:
+        nonlocal kept_from
+        if loaded_bytes - kept_from >= MAX_KEPT_BYTES:
+            checkpoint.forget_pages()
+            kept_from = loaded_bytes
+        if progress:
+            progress(loaded_bytes, total_bytes)
+
+    return report
 
 
 def check_device(device: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from roseinfer.core.messages import AddRequest, Command, EngineStats, StepOutput
 from roseinfer.engine.engine import Engine
@@ -61,15 +61,13 @@ class EngineThread:
             self._engine.close()
 
     def _take_commands(self) -> bool:
-        """Applies what has come in, and waits for something if there is nothing to do. False when told to stop."""
-        try:
-            command = self._commands.get(block=not self._engine.has_work)
-            while command is not None:
-                self._apply(command)
-                command = self._commands.get_nowait()
-        except Empty:
-            return True
-        return False
+        """Applies what has come in, and waits for something to do if there is nothing. False when told to stop."""
+        while not (self._engine.has_work and self._commands.empty()):
+            command = self._commands.get()
+            if command is None:
+                return False
+            self._apply(command)
+        return True
 
     def _apply(self, command: Command) -> None:
         if isinstance(command, AddRequest):

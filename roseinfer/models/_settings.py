@@ -34,7 +34,7 @@ class Settings:
     @staticmethod
     def below(prefix: str, values: Mapping[str, Any]) -> Settings:
         """The settings whose flat keys start with `prefix`, as GGUF writes them: "llama.block_count"."""
-        return Settings({k[len(prefix) :]: v for k, v in values.items() if k.startswith(prefix)}, prefix)
+        return Settings({key[len(prefix) :]: values[key] for key in values if key.startswith(prefix)}, prefix)
 
     def section(self, *keys: str) -> Settings:
         """A mapping inside the mapping; empty if absent."""

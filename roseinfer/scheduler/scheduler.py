@@ -200,7 +200,7 @@ class Scheduler:
     def _release_blocks(self, request: Request) -> None:
         # Tail blocks are freed first, so a shared prefix is evicted last.
         self.block_pool.release(reversed(request.block_table.tolist()))
-        request.block_table.clear()
+        del request.block_table[:]
         request.num_computed_tokens = 0
 
     def _num_missing_blocks(self, request: Request) -> int:
@@ -215,22 +215,24 @@ class Scheduler:
 
     def update(self, batch: Batch, samples: SampleOutput) -> list[TokenOutput]:
         """Takes in a computed step: `samples` are the tokens of `batch.sampled_requests`, in that order."""
-        outputs = []
-        token_ids = iter(enumerate(samples.token_ids.tolist()))
+        outputs: list[TokenOutput] = []
+        token_ids: list[int] = samples.token_ids.tolist()
         for row in batch.rows:
             if row.wants_logits:
-                outputs.append(self._accept(row, *next(token_ids), samples))
+                index = len(outputs)
+                outputs.append(self._accept(row.request, row.num_new_tokens, token_ids[index], index, samples))
             else:
-                self._advance(row)
+                self._advance(row.request, row.num_new_tokens)
         return outputs
 
-    def _accept(self, row: BatchRow, index: int, token_id: int, samples: SampleOutput) -> TokenOutput:
-        request = row.request
+    def _accept(
+        self, request: Request, num_computed: int, token_id: int, index: int, samples: SampleOutput
+    ) -> TokenOutput:
         try:
             if token_id < 0:
                 raise EngineError("the model's logits hold no finite number")
             logprobs = _logprobs(request, index, samples)
-            self._advance(row)
+            self._advance(request, num_computed)
             request.token_ids.append(token_id)
             reason = self._finish_reason(request)
             output = _output(request, [token_id], reason, **logprobs)
@@ -238,10 +240,10 @@ class Scheduler:
             return self._distrust(request, error)
         return output if reason is None else self._finish(request, output)
 
-    def _advance(self, row: BatchRow) -> None:
-        request, size = row.request, self.block_pool.block_size
+    def _advance(self, request: Request, num_tokens: int) -> None:
+        size = self.block_pool.block_size
         num_full = request.num_computed_tokens // size
-        request.num_computed_tokens += row.num_new_tokens
+        request.num_computed_tokens += num_tokens
         if self.prefix_cache is not None and request.num_computed_tokens // size > num_full:
             self.prefix_cache.publish(request, num_full, request.num_computed_tokens // size)
 
@@ -253,9 +255,11 @@ class Scheduler:
         return self.fail(request, f"the request failed in the engine: {error}")
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
-        if request.num_output_tokens and request.token_ids[-1] in request.stop_token_ids:
+        num_tokens = len(request.token_ids)
+        num_output_tokens = num_tokens - request.num_prompt_tokens
+        if num_output_tokens and request.token_ids[-1] in request.stop_token_ids:
             return "stop"
-        if request.num_output_tokens >= request.params.max_tokens or request.num_tokens >= self.max_model_len:
+        if num_output_tokens >= request.params.max_tokens or num_tokens >= self.max_model_len:
             return "length"
         return None
 

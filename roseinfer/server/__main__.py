@@ -8,43 +8,50 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from roseinfer.core.config import load_config
-from roseinfer.core.errors import ConfigError, InvalidRequestError, RoseinferError
-from roseinfer.inference_engine import GenerateParams, dtype_of
-from roseinfer.server.runner import serve
+from roseinfer.core.config import Config, load_config
+from roseinfer.server.runner import exit_code_of, serve
+from roseinfer.server.startup import limit_libraries
+
+if TYPE_CHECKING:
+    from roseinfer.inference_engine import GenerateParams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        config = load_config(
-            {
-                "model": args.checkpoint_path,
-                "tokenizer": args.tokenizer_name,
-                "device": args.device,
-                "dtype": dtype_of(use_amp=not args.no_amp, bf16=args.bf16),
-                "host": args.host,
-                "port": args.port,
-            },
-            defaults={"host": "0.0.0.0"},
-        )
-        defaults = generate_defaults(args)
-        defaults.check()  # a wrong default is told now, not to every caller
-        serve(config, defaults)
-    except KeyboardInterrupt:
-        return 130
-    except RoseinferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | InvalidRequestError) else 1
-    return 0
+    limit_libraries()
+    return exit_code_of(lambda: serve(_config(args), generate_defaults(args)))
+
+
+def _config(args: argparse.Namespace) -> Config:
+    from roseinfer.inference_engine import dtype_of
+
+    return load_config(
+        {
+            "model": args.checkpoint_path,
+            "tokenizer": args.tokenizer_name,
+            "device": args.device,
+            "dtype": dtype_of(use_amp=not args.no_amp, bf16=args.bf16),
+            "host": args.host,
+            "port": args.port,
+        },
+        defaults={"host": "0.0.0.0"},
+    )
 
 
 def generate_defaults(args: argparse.Namespace) -> GenerateParams:
-    """For `/generate` bodies that leave a field out. Without `--stop-on-eos` generation stops at EOS as well."""
-    return GenerateParams(
+    """For `/generate` bodies that leave a field out. Without `--stop-on-eos` generation stops at EOS as well.
+
+    Raises InvalidRequestError: a wrong default is told now, not to every caller.
+    """
+    from roseinfer.inference_engine import GenerateParams
+
+    defaults = GenerateParams(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, do_sample=args.do_sample, stop_on_eos=True
     )
+    defaults.check()
+    return defaults
 
 
 def _parser() -> argparse.ArgumentParser:

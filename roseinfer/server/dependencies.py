@@ -1,23 +1,17 @@
-"""What routes ask for by type."""
+"""What routes find in the app they belong to."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Depends, Request
+from starlette.requests import Request
 
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 
 
-def _engine(request: Request) -> InferenceEngine:
+def engine_of(request: Request) -> InferenceEngine:
     engine: InferenceEngine = request.app.state.engine
     return engine
 
 
-def _defaults(request: Request) -> GenerateParams:
+def defaults_of(request: Request) -> GenerateParams:
     defaults: GenerateParams = request.app.state.defaults
     return defaults
-
-
-Engine = Annotated[InferenceEngine, Depends(_engine)]
-Defaults = Annotated[GenerateParams, Depends(_defaults)]

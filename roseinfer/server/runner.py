@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import ipaddress
 import logging
 import signal
 import socket
-import threading
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from roseinfer.core.config import Config, load_api_keys
-from roseinfer.core.errors import ConfigError
-from roseinfer.report import format_memory
+from roseinfer.core.errors import ConfigError, InvalidRequestError, RoseinferError
+from roseinfer.server.interpreter import settle_interpreter
+from roseinfer.server.startup import import_fastapi, quick_start
 
 if TYPE_CHECKING:
     import uvicorn
@@ -37,14 +38,28 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
     with bind(config.host, config.port) as listener:
         if not api_keys and not _is_loopback(config.host):
             logger.warning("anybody who can reach %s may use this server; see --api-key", config.host)
-        web = threading.Thread(target=importlib.import_module, args=("roseinfer.server.app",), daemon=True)
-        web.start()  # takes as long as loading a small model does
-        with _load_engine(config) as engine:
-            web.join()
-            from roseinfer.server.app import create_app
+        with contextlib.ExitStack() as stack:
+            with quick_start():
+                engine = stack.enter_context(_load_engine(config))
+                import_fastapi()
+                from roseinfer.server.app import create_app
 
-            app = create_app(engine, defaults=defaults, api_keys=api_keys)
-            make_server(app, config.log_level, lambda: _announce(engine, listener)).run([listener])
+                app = create_app(engine, defaults=defaults, api_keys=api_keys)
+                server = make_server(app, config.log_level, lambda: _announce(engine, listener))
+                settle_interpreter()
+            server.run([listener])
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Errors that we raise on purpose are one line; 2 means that what was asked for is wrong, 1 that it failed."""
+    try:
+        command()
+    except RoseinferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | InvalidRequestError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def set_up_logging(level: str) -> None:
@@ -88,6 +103,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _announce(engine: InferenceEngine, listener: socket.socket) -> None:
+    from roseinfer.report import format_memory
+
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     body = '{"prompt": "The capital of France is", "max_new_tokens": 16}'
@@ -99,7 +116,7 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
     """uvicorn with our limits; its `run` takes the sockets to serve."""
     import uvicorn
 
-    from roseinfer.server.middleware.head_limit import MAX_HEAD_BYTES
+    from roseinfer.server.http_protocol import BoundedHttpProtocol
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,7 +132,8 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
 
     settings = uvicorn.Config(
         app,
-        http="h11",
+        http=BoundedHttpProtocol,
+        loop="asyncio",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -124,7 +142,6 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     return Server(settings)

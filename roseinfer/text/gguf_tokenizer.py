@@ -6,6 +6,7 @@ SentencePiece text). Meaning of the keys: https://github.com/ggml-org/ggml/blob/
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from roseinfer.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers.models import BPE
 
 Metadata = Mapping[str, Any]
 
@@ -70,10 +70,11 @@ class GgufTokens:
 
     def reader(self, read_text: Callable[[str], bytes]) -> Callable[[int], bytes]:
         """Bytes of an id: `read_text` knows how ordinary tokens are written, all others are their own text."""
+        texts = self.texts  # and not `self`, whose table of ids is needed no longer
         own_text = np.isin(self._types, (TokenType.NORMAL, TokenType.BYTE), invert=True)
 
         def read_token(token_id: int) -> bytes:
-            return (verbatim if own_text[token_id] else read_text)(self.texts[token_id])
+            return (verbatim if own_text[token_id] else read_text)(texts[token_id])
 
         return read_token
 
@@ -117,10 +118,7 @@ def _library_tokenizer(tokens: GgufTokens, metadata: Metadata, **options: bool) 
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import BPE
 
-    merges = [tuple(merge.split(" ")) for merge in _strings(metadata, "merges")]
-    if set(map(len, merges)) != {2}:
-        raise TokenizerError("tokenizer.ggml.merges holds something else than pairs")
-    library = Tokenizer(_bpe(BPE, tokens, merges, options))
+    library = Tokenizer(BPE(vocab=tokens.ids, merges=_pairs(_strings(metadata, "merges")), **options))
     control = tokens.of_types(TokenType.CONTROL, TokenType.UNKNOWN)
     library.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
     added = tokens.of_types(TokenType.USER_DEFINED)
@@ -128,8 +126,12 @@ def _library_tokenizer(tokens: GgufTokens, metadata: Metadata, **options: bool) 
     return library
 
 
-def _bpe(model: type[BPE], tokens: GgufTokens, merges: list[tuple[str, ...]], options: Mapping[str, bool]) -> BPE:
-    return model(vocab=tokens.ids, merges=merges, **options)  # type: ignore[arg-type]
+def _pairs(merges: list[str]) -> list[tuple[str, str]]:
+    """`["a b", ...]` → `[("a", "b"), ...]`, split all at once."""
+    if set(map(str.count, merges, itertools.repeat(" "))) != {1}:
+        raise TokenizerError("tokenizer.ggml.merges holds something else than pairs")
+    halves = " ".join(merges).split(" ")
+    return list(zip(halves[::2], halves[1::2], strict=True))
 
 
 def _build_sentencepiece(tokens: GgufTokens, metadata: Metadata) -> Tokenizer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import numpy as np
@@ -113,7 +114,7 @@ class SentencePieceEncoder:
     ) -> None:
         self._token_ids = token_ids
         self._hidden_ids = hidden_ids
-        self._scores = scores
+        self._scores = array("d", scores)  # a fourth of a list's memory
         self._byte_ids = byte_ids
         self._add_space_prefix = add_space_prefix
         self._plain_splitter = AddedTokens(added)

@@ -15,7 +15,7 @@ class Vocabulary:
         self.size = size
         self._read_token = read_token
         self._special_ids = frozenset(special_ids)
-        self._bytes: list[bytes | None] = [None] * size
+        self._bytes: dict[int, bytes] = {}
 
     def is_special(self, token_id: int) -> bool:
         """True for tokens that steer the model and are no text: BOS, end of turn, unknown, unused, ..."""
@@ -23,12 +23,10 @@ class Vocabulary:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token adds to the text; perhaps only a part of a UTF-8 character."""
-        if not 0 <= token_id < self.size:
-            return b""
-        known = self._bytes[token_id]
-        if known is None:
+        known = self._bytes.get(token_id)
+        if known is None and 0 <= token_id < self.size:
             known = self._bytes[token_id] = self._read_token(token_id)
-        return known
+        return known or b""
 
     def join(self, ids: Iterable[int], skip_special: bool) -> bytes:
         """The bytes of all ids in order."""

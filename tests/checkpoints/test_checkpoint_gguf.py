@@ -88,6 +88,46 @@ def test_arrays_are_decoded_once(path: Path) -> None:
     assert config["tokenizer.ggml.tokens"] is config["tokenizer.ggml.tokens"]
 
 
+@pytest.mark.parametrize(
+    "strings",
+    [
+        [],
+        [""],
+        ["", "", ""],
+        ["a" * 255, "b" * 256, "c" * 65_536, "d" * 70_000, ""],
+        ["\0", "a\0b", "\0" * 8],
+        ["\x1e", "a", "\x1e\x1e"],
+        ["日" * 100, "\x1f", "é"],
+    ],
+    ids=["none", "empty", "all empty", "long", "zeros", "marks", "wide"],
+)
+def test_strings_of_any_length_and_content(path: Path, strings: list[str]) -> None:
+    content = header(num_keys=2).array_key("strings", 8, len(strings))
+    for string in strings:
+        content.text(string)
+    config = open_checkpoint(write(path, content.text_key("last", "!"))).config
+    assert config["strings"] == strings
+    assert config["last"] == "!"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")
+def test_pages_that_were_read_can_be_forgotten(path: Path) -> None:
+    values = np.arange(1 << 20, dtype=np.float32)
+    with open_checkpoint(write_gguf(path, METADATA, {"w": ("f32", values)})) as checkpoint:
+        tensor = checkpoint.tensors["w"]
+        np.testing.assert_array_equal(tensor.numpy(), values)
+        assert resident_bytes(path) >= values.nbytes
+        checkpoint.forget_pages()
+        assert resident_bytes(path) < 1 << 20
+        np.testing.assert_array_equal(tensor.numpy(), values)
+
+
+def resident_bytes(path: Path) -> int:
+    """Of a file that is mapped; Linux only."""
+    _, _, mapping = Path("/proc/self/smaps").read_text().partition(f"{path}\n")
+    return int(mapping.partition("Rss:")[2].split()[0]) * 1024
+
+
 def test_reads_other_alignments_and_version_2(path: Path) -> None:
     values = np.arange(6, dtype=np.float32)
     write_gguf(path, METADATA, {"a": ("f32", values), "b": ("f32", values)}, alignment=4096)

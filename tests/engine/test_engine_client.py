@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -147,6 +148,60 @@ def test_the_event_loop_is_woken_once_per_step() -> None:
         num_calls = asyncio.run(main(client))
         assert num_calls <= client.stats().num_steps
         assert client.stats().num_steps < 8 * 40 / 2
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0, "stop_token_ids": list(range(0, 50, 7))}])
+def test_what_is_taken_as_a_whole_is_the_same_and_wakes_the_loop_once(options: dict[str, Any]) -> None:
+    request = make_request("r", [4, 5], max_tokens=40, **options)
+
+    async def main(client: EngineClient) -> tuple[list[TokenOutput], int]:
+        loop = asyncio.get_running_loop()
+        with patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as wake:
+            with client.open(request, whole=True) as inbox:
+                outputs = await inbox.take()
+                assert await inbox.take() == []
+            return outputs, wake.call_count
+
+    with running() as client:
+        outputs, num_calls = asyncio.run(main(client))
+        assert not client._mailboxes
+    assert text(outputs) == run_alone(request)[0]
+    assert [output.finish_reason is None for output in outputs] == [True] * (len(outputs) - 1) + [False]
+    assert num_calls == 1
+
+
+def test_who_is_slow_takes_more_at_once() -> None:
+    request = make_request("r", [4, 5], max_tokens=40)
+
+    async def main(client: EngineClient) -> list[list[TokenOutput]]:
+        with client.open(request) as inbox:
+            lists = [await inbox.take()]
+            while client._live:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)  # what the last step handed over is in the inbox now
+            while outputs := await inbox.take():
+                lists.append(outputs)
+            return lists
+
+    with running() as client:
+        lists = asyncio.run(main(client))
+    assert text([output for outputs in lists for output in outputs]) == run_alone(request)[0]
+    assert len(lists) <= 3
+
+
+def test_leaving_what_is_taken_as_a_whole_aborts_it() -> None:
+    async def main(client: EngineClient) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(take_whole(client, endless("a")), 0.05)
+        while not all_blocks_are_back(client):
+            await asyncio.sleep(0.001)
+
+    async def take_whole(client: EngineClient, request: AddRequest) -> None:
+        with client.open(request, whole=True) as inbox:
+            await inbox.take()
+
+    with running(big_engine()) as client:
+        asyncio.run(asyncio.wait_for(main(client), 20))
 
 
 def test_streams_of_several_event_loops() -> None:

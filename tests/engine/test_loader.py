@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from roseinfer.checkpoints import open_checkpoint
 from roseinfer.core.errors import ConfigError, DeviceError
+from roseinfer.engine import loader
 from roseinfer.engine.engine import Engine
 from roseinfer.engine.loader import BLOCK_SIZE, ModelInfo, build_engine, check_device
 from tests.tiny_models import MAX_POSITIONS, TinyModel
@@ -71,3 +73,17 @@ def test_devices() -> None:
     check_device("cpu")
     with pytest.raises(DeviceError, match="--device cpu"):
         check_device("cuda")
+
+
+def test_the_file_is_forgotten_while_it_is_loaded(
+    tiny_model: Callable[[str], TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "MAX_KEPT_BYTES", 10_000)
+    loaded: list[int] = []
+    forgotten: list[int] = []
+    with open_checkpoint(tiny_model("torch-file").path) as checkpoint:
+        monkeypatch.setattr(type(checkpoint), "forget_pages", lambda _: forgotten.append(loaded[-1] if loaded else 0))
+        build_engine(checkpoint, num_threads=1, progress=lambda done, total: loaded.append(done))
+    assert len(forgotten) > 1
+    sizes = [after - before for before, after in pairwise([0, *loaded])]
+    assert max(after - before for before, after in pairwise([0, *forgotten])) < 10_000 + 2 * max(sizes)

@@ -111,3 +111,16 @@ def test_llama_itself_has_no_windows() -> None:
     config = LLAMA | VOCAB | {"sliding_window": 30}
     assert llama.from_hf(Settings(config | {"model_type": "llama"}), {}).windows == (None,) * 3
     assert llama.from_hf(Settings(config | {"model_type": "mistral"}), {}).windows == (30,) * 3
+
+
+def test_only_the_keys_of_the_architecture_are_read() -> None:
+    """A GGUF file's vocabulary takes a while to decode."""
+
+    class Values(dict[str, int]):
+        def __getitem__(self, key: str) -> int:
+            assert key.startswith("llama.")
+            return super().__getitem__(key)
+
+    settings = Settings.below("llama.", Values({"tokenizer.ggml.tokens": 1, "llama.block_count": 2}))
+    assert settings.integer("block_count") == 2
+    assert not settings.has("tokenizer.ggml.tokens")

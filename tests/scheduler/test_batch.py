@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from roseinfer.core.request import IdArray, Request
-from roseinfer.scheduler.batch import Batch, BatchRow
+from roseinfer.core.request import Request
+from roseinfer.scheduler.batch import Batch, BatchRow, SamplingTable
 from tests.fake_engine import make_request
 
 
@@ -34,7 +34,9 @@ def test_sampling_inputs_are_those_of_the_rows_that_caught_up() -> None:
     sampled = make(
         [1, 2, 3], 0, [2], seed=2**63 - 1, temperature=0.5, top_k=4, top_p=1e-60, min_p=0.125, num_logprobs=3, choice=2
     )
-    inputs = Batch([BatchRow(greedy, 1), BatchRow(chunk, 2), BatchRow(sampled, 3)]).sampling_inputs()
+    batch = Batch([BatchRow(greedy, 1), BatchRow(chunk, 2), BatchRow(sampled, 3)])
+    assert batch.sampled_requests == [greedy, sampled]
+    inputs = SamplingTable().inputs(batch.sampled_requests)
     assert inputs.rows.tolist() == [0, 1]
     assert inputs.temperatures.tolist() == [0.0, 0.5]
     assert inputs.top_ks.tolist() == [0, 4]
@@ -47,15 +49,27 @@ def test_sampling_inputs_are_those_of_the_rows_that_caught_up() -> None:
     assert inputs.num_logprobs.tolist() == [-1, 3]
 
 
-def test_an_id_array_grows_and_keeps_its_ids() -> None:
-    ids = IdArray([1, 2])
-    for i in range(100):
-        ids.append(i)
-    ids.extend(range(100, 300))
-    assert ids.tolist() == [1, 2, *range(300)]
-    assert ids[-1] == 299
-    assert ids.view(2, 5).tolist() == [0, 1, 2]
-    ids[0] = 7
-    assert ids[0] == 7
-    ids.clear()
-    assert (len(ids), ids.tolist()) == (0, [])
+def test_a_step_without_samples_has_no_logit_rows() -> None:
+    inputs = Batch([BatchRow(make([1, 2, 3], 0, [0]), 2)]).forward_inputs()
+    assert (inputs.logit_rows.tolist(), inputs.logit_rows.dtype) == ([], np.int32)
+
+
+def test_what_was_made_for_a_step_does_not_change_with_the_requests() -> None:
+    request = make([5, 6], 1, [0])
+    inputs = Batch([BatchRow(request, 1)]).forward_inputs()
+    request.token_ids.append(7)
+    request.block_table.append(3)
+    assert (inputs.token_ids.tolist(), inputs.block_tables.tolist()) == ([6], [[0]])
+
+
+def test_kept_sampling_parameters_follow_the_requests() -> None:
+    a, b = make([5, 6], 1, [0], seed=1, top_k=3), make([7], 0, [1], seed=2, temperature=0.5)
+    table = SamplingTable()
+    for requests in [[a], [a], [a, b], [b, a], [b], []]:
+        inputs = table.inputs(requests)
+        assert inputs.rows.tolist() == list(range(len(requests)))
+        assert inputs.seeds.tolist() == [request.params.seed for request in requests]
+        assert inputs.top_ks.tolist() == [request.params.top_k for request in requests]
+        assert inputs.temperatures.tolist() == [request.params.temperature for request in requests]
+        assert inputs.positions.tolist() == [request.num_tokens for request in requests]
+        a.token_ids.append(9)

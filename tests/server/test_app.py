@@ -50,7 +50,7 @@ def test_the_app_has_our_name_and_version() -> None:
         ("PUT", "/generate", 405),
         ("POST", "/health", 405),
         ("DELETE", "/health", 405),
-        ("BREW", "/health", 405),
+        ("PROPFIND", "/health", 405),
     ],
 )
 def test_routes_that_are_not_there(server: LiveServer, method: str, path: str, status: int) -> None:

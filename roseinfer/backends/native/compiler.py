@@ -41,6 +41,7 @@ Form = tuple[int, str]
 PANELS = ("f32", "q8", "bf16")
 PANEL_COLUMNS = 32
 
+
 def compile(
     graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, progress: Progress | None = None
 ) -> NativeProgram:

@@ -8,12 +8,17 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roseinfer.server.errors import error_response
+from roseinfer.server.interruptible import Interruptible
 
 MAX_BODY_BYTES = 8 * 2**20
 BODY_SECONDS = 30.0
 
 
 class BodyTooLargeError(Exception):
+    pass
+
+
+class BodyTooSlowError(Exception):
     pass
 
 
@@ -32,17 +37,25 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            body = await asyncio.wait_for(self._read(scope, receive), self._seconds)
+            body = await self._read_in_time(scope, receive)
         except DisconnectedError:
             return
         except BodyTooLargeError:
             refusal = error_response(413, f"the body is larger than {self._max_bytes} bytes")
-        except asyncio.TimeoutError:
+        except BodyTooSlowError:
             refusal = error_response(408, f"the body did not arrive within {self._seconds:g} seconds")
         else:
             await self.app(scope, _replay(body, receive), send)
             return
         await refusal(scope, receive, send)
+
+    async def _read_in_time(self, scope: Scope, receive: Receive) -> bytes:
+        with Interruptible(BodyTooSlowError()) as block:
+            deadline = asyncio.get_running_loop().call_later(self._seconds, block.interrupt)
+            try:
+                return await self._read(scope, receive)
+            finally:
+                deadline.cancel()
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         declared = Headers(scope=scope).get("content-length", "0")

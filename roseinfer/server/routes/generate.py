@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
 
 from roseinfer.inference_engine import GenerateParams, Generation, InferenceEngine
-from roseinfer.server.dependencies import Defaults, Engine
+from roseinfer.server.dependencies import defaults_of, engine_of
 from roseinfer.server.disconnect import ClientGoneError, TextStream, run_while_connected
 from roseinfer.server.json_body import JSONBodyRoute
 from roseinfer.server.schemas import GenerateReply, GenerateRequest
@@ -27,20 +25,19 @@ _PARAMS = {field.name for field in dataclasses.fields(GenerateParams)}
 @router.post(
     "/generate",
     response_model=GenerateReply,
-    response_model_exclude_none=True,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def generate(
-    body: GenerateRequest, request: Request, engine: Engine, defaults: Defaults
-) -> GenerateReply | Response:
-    generation = await _prepare(engine, body, defaults)
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    engine = engine_of(request)
+    generation = await _prepare(engine, body, defaults_of(request))
+    if body.stream:
+        return TextStream(engine, generation)
     try:
-        if body.stream:
-            return await _stream(engine, generation, request)
-        text = await run_while_connected(request.receive, _complete(engine, generation))
+        text = await run_while_connected(request.receive, engine.acomplete(generation))
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return GenerateReply(text=body.prompt + text, warnings=body.warnings())
+    reply = GenerateReply(text=body.prompt + text, warnings=body.warnings())
+    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def _prepare(engine: InferenceEngine, body: GenerateRequest, defaults: GenerateParams) -> Generation:
@@ -49,23 +46,3 @@ async def _prepare(engine: InferenceEngine, body: GenerateRequest, defaults: Gen
     if len(body.prompt) <= MAX_INLINE_CHARS:
         return engine.prepare(body.prompt, params)
     return await asyncio.to_thread(engine.prepare, body.prompt, params)
-
-
-async def _complete(engine: InferenceEngine, generation: Generation) -> str:
-    async with aclosing(engine.astream(generation)) as pieces:
-        return "".join([piece async for piece in pieces])
-
-
-async def _stream(engine: InferenceEngine, generation: Generation, request: Request) -> TextStream:
-    """The headers wait for the first piece, so that what goes wrong before it still has a status of its own."""
-    pieces = engine.astream(generation)
-    try:
-        first = await run_while_connected(request.receive, _next(pieces))
-    except BaseException:
-        await pieces.aclose()
-        raise
-    return TextStream(first, pieces)
-
-
-async def _next(pieces: AsyncGenerator[str, None]) -> str:
-    return await anext(pieces, "")
