@@ -215,23 +215,19 @@ inline I dot4(I acc, Q weights, const int8_t* x) {
   return {dot4_8<SIGNED>(acc.a, weights.a, broadcast), dot4_8<SIGNED>(acc.b, weights.b, broadcast)};
 }
 
-// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
-struct P {
-  F first, second;
-};
-inline P load_pairs(const uint8_t* p) {
-  const Q q = load_q(p);
-  return {first_bfloats(q), second_bfloats(q)};
-}
+}  // namespace
+}  // namespace roseinfer
+
+#include "simd_pairs.h"
+
+namespace roseinfer {
+namespace {
+
 inline P pairs_of_i8(const int8_t* p) {
   const Q q = {_mm256_cvtepi8_epi16(load_128(p)), _mm256_cvtepi8_epi16(load_128(p + 16))};
   const auto low = [](__m256i w) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(w, 16), 16)); };
   const auto high = [](__m256i w) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(w, 16)); };
-  return {{low(q.a), low(q.b)}, {high(q.a), high(q.b)}};
-}
-inline F dot2(F acc, P pairs, uint32_t pair) {
-  const F first = set1(bits_to_float(pair << 16)), second = set1(bits_to_float(pair & 0xffff0000u));
-  return fma(pairs.second, second, fma(pairs.first, first, acc));
+  return pairs_of_floats({low(q.a), low(q.b)}, {high(q.a), high(q.b)});
 }
 
 }  // namespace

@@ -149,8 +149,18 @@ inline I dot4(I acc, Q weights, const int8_t* x) {
   return {_mm512_dpbusd_epi32(acc.v, weights.v, _mm512_set1_epi32(four))};
 }
 
-// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
+}  // namespace
+}  // namespace roseinfer
+
+#if !defined(__AVX512BF16__)
+#include "simd_pairs.h"
+#endif
+
+namespace roseinfer {
+namespace {
+
 #if defined(__AVX512BF16__)
+// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
 struct P {
   __m512bh v;
 };
@@ -162,16 +172,6 @@ inline P pairs_of_floats(F first, F second) {  // whose low halves are zero
   return {(__m512bh)_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(_mm512_castps_si512(first.v), 16),
                                             _mm512_castps_si512(second.v))};
 }
-#else
-struct P {
-  F first, second;
-};
-inline P load_pairs(const uint8_t* p) { return {first_bfloats(load_q(p)), second_bfloats(load_q(p))}; }
-inline F dot2(F acc, P pairs, uint32_t pair) {
-  return fma(pairs.second, set1(bits_to_float(pair & 0xffff0000u)),
-             fma(pairs.first, set1(bits_to_float(pair << 16)), acc));
-}
-inline P pairs_of_floats(F first, F second) { return {first, second}; }
 #endif
 inline P pairs_of_i8(const int8_t* p) {
   const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));

@@ -208,20 +208,16 @@ inline I dot4(I acc, Q weights, const int8_t* x) {
   return acc;
 }
 
-// Sixteen pairs of bf16, and acc[i] += pair i × `pair`.
-struct P {
-  F first, second;
-};
-inline P load_pairs(const uint8_t* p) {
-  const Q q = load_q(p);
-  return {first_bfloats(q), second_bfloats(q)};
-}
+}  // namespace
+}  // namespace roseinfer
+
+#include "simd_pairs.h"
+
+namespace roseinfer {
+namespace {
+
 inline P pairs_of_i8(const int8_t* p) {
-  return {map([=](int i) { return float(p[2 * i]); }), map([=](int i) { return float(p[2 * i + 1]); })};
-}
-inline F dot2(F acc, P pairs, uint32_t pair) {
-  const F first = set1(bits_to_float(pair << 16)), second = set1(bits_to_float(pair & 0xffff0000u));
-  return fma(pairs.second, second, fma(pairs.first, first, acc));
+  return pairs_of_floats(map([=](int i) { return float(p[2 * i]); }), map([=](int i) { return float(p[2 * i + 1]); }));
 }
 
 }  // namespace
