@@ -113,7 +113,8 @@ def test_a_server_that_goes_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> N
             return await measure(*arguments)
 
         monkeypatch.setattr(bench_main, "_measure", measure_without_server)
-        with pytest.raises(EngineError, match=r"custom, warm-up on A: .*Connect call failed"):
+        # Whether the client has noticed by the warm-up that its kept connection is gone, is up to the clock.
+        with pytest.raises(EngineError, match=r"custom, (warm-up|repeat 1 of 2) on A: .*Connect call failed"):
             bench(urls=[url])
 
 
