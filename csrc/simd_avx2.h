@@ -35,10 +35,6 @@ inline void store_half(uint16_t* p, F x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
-inline __m256 bfloat_8(const uint16_t* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16));
-}
-inline F load_bfloat(const uint16_t* p) { return {bfloat_8(p), bfloat_8(p + 8)}; }
 // Round to nearest, ties to even; NaN stays NaN.
 inline __m256i bfloat_words(__m256 x) {
   const __m256i u = _mm256_castps_si256(x);

@@ -34,9 +34,6 @@ inline F load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si2
 inline void store_half(uint16_t* p, F a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-inline F load_bfloat(const uint16_t* p) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
-}
 // Round to nearest, ties to even; NaN stays NaN. The bf16 unit takes subnormals for zero.
 #if defined(__AVX512BF16__)
 inline void store_bfloat(uint16_t* p, F a) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(a.v)); }

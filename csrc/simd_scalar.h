@@ -48,9 +48,6 @@ inline F load_half(const uint16_t* p) {
 inline void store_half(uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
 }
-inline F load_bfloat(const uint16_t* p) {
-  return map([=](int i) { return bfloat_to_float(p[i]); });
-}
 inline void store_bfloat(uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_bfloat(a.v[i]);
 }

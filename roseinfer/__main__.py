@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from roseinfer.core.config import knobs_of, load_config
+from roseinfer.core.errors import exit_code_of
 
 
 def main() -> NoReturn:
@@ -19,7 +20,7 @@ def main() -> NoReturn:
         from roseinfer.cli import main
 
         main()
-    from roseinfer.server.runner import exit_code_of, serve
+    from roseinfer.server.runner import serve
 
     sys.exit(exit_code_of(lambda: serve(load_config(flags))))
 

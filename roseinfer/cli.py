@@ -13,7 +13,7 @@ import typer
 
 import roseinfer
 from roseinfer.core.config import KNOBS, Config, Knob, knobs_of, load_config
-from roseinfer.core.errors import ConfigError, InvalidRequestError, RoseinferError
+from roseinfer.core.errors import exit_code_of
 
 app = typer.Typer(
     help="Run language models: serve them over HTTP, or ask them here.",
@@ -27,15 +27,7 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Errors that we raise on purpose are one line; 2 means that what was asked for is wrong, 1 that it failed."""
-    try:
-        app(prog_name="roseinfer")
-    except RoseinferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError | InvalidRequestError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+    sys.exit(exit_code_of(lambda: app(prog_name="roseinfer")))
 
 
 def _model(metavar: str, help: str, *, is_required: bool) -> inspect.Parameter:

@@ -26,7 +26,7 @@ class ProgramOptions:
     dtype: str = "auto"  # activations of linears: auto | float32 | bfloat16 | float16
     kv_dtype: str = "float16"  # float16 | bfloat16 | float32 | q8, where the backend has it
     num_threads: int = 0  # 0 = all cores
-    isa: str = "auto"  # native only: auto | scalar | avx2 | avx512
+    isa: str = "auto"  # native only: auto | scalar | avx2 | avx512 | avx512_bf16
 
 
 Progress = Callable[[int, int], None]  # bytes of weights loaded so far, and in all

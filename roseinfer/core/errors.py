@@ -14,6 +14,9 @@ RoseinferError
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class RoseinferError(Exception):
     """Base of every error raised on purpose."""
@@ -66,3 +69,15 @@ class UnsupportedModelError(CheckpointError):
 
 class TokenizerError(CheckpointError):
     """The tokenizer's vocabulary, merges or settings cannot be used."""
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """How a command of ours ends: an error raised on purpose is one line; 2 = what was asked for is wrong, 1 = failed."""
+    try:
+        command()
+    except RoseinferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | InvalidRequestError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

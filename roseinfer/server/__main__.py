@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from roseinfer.core.config import Config, load_config
-from roseinfer.server.runner import exit_code_of, serve
+from roseinfer.core.errors import exit_code_of
+from roseinfer.server.runner import serve
 from roseinfer.server.startup import limit_libraries
 
 if TYPE_CHECKING:

@@ -7,12 +7,11 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from roseinfer.core.config import Config, load_api_keys
-from roseinfer.core.errors import ConfigError, InvalidRequestError, RoseinferError
+from roseinfer.core.errors import ConfigError
 from roseinfer.server.interpreter import settle_interpreter
 from roseinfer.server.startup import import_fastapi, quick_start
 
@@ -48,18 +47,6 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 server = make_server(app, config.log_level, lambda: _announce(engine, listener))
                 settle_interpreter()
             server.run([listener])
-
-
-def exit_code_of(command: Callable[[], None]) -> int:
-    """Errors that we raise on purpose are one line; 2 means that what was asked for is wrong, 1 that it failed."""
-    try:
-        command()
-    except RoseinferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | InvalidRequestError) else 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 def set_up_logging(level: str) -> None:
