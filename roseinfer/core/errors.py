@@ -72,7 +72,7 @@ class TokenizerError(CheckpointError):
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
-    """How a command of ours ends: an error raised on purpose is one line; 2 = what was asked for is wrong, 1 = failed."""
+    """How a command ends: an error raised on purpose is one line; 2 = what was asked for is wrong, 1 = it failed."""
     try:
         command()
     except RoseinferError as error:
