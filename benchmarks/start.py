@@ -26,7 +26,7 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +105,16 @@ def running(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         try:
             process.wait(10)
         finally:
-            for pid in session_of(process.pid):
+            end_session(process.pid)
+
+
+def end_session(leader: int) -> None:
+    """Kills a session's processes and waits until they are gone, as a killed one lives on for a moment."""
+    while pids := session_of(leader):
+        for pid in pids:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
 
 
 def wait_for_first_token(
@@ -156,9 +164,10 @@ def read_usage(session: int, seconds: float) -> Start:
 
 
 def session_of(leader: int) -> list[int]:
-    """The processes of a session, the leader's id being the session's."""
+    """The living processes of a session, the leader's id being the session's."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if stat_fields(pid)[3:4] == [str(leader)]]
+    stats = ((pid, stat_fields(pid)) for pid in pids)
+    return [pid for pid, stat in stats if stat[3:4] == [str(leader)] and stat[0] not in "ZX"]
 
 
 def cpu_seconds(pid: int) -> float:
