@@ -90,6 +90,8 @@ struct Kernels {
   void (*add)(const float* a, const float* b, int64_t n, float* out);
   void (*activate)(const float* x, int64_t n, ActKind kind, float* out);
   void (*gated)(const float* gate, const float* up, int64_t n, ActKind kind, float* out);
+  // out = x, but -inf where a token's bit is 0: bit i of word w is token 32 w + i.
+  void (*keep_allowed)(const float* x, int64_t n, const uint32_t* mask, float* out);
   // Highest value and whether all are finite or -inf (no NaN, no +inf).
   float (*row_max)(const float* x, int64_t n, bool* is_sound);
   // Whether one of x's `count` <= NOISE_TOKENS tokens can reach `score` with its noise; if so, the words of all.

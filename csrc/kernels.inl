@@ -59,6 +59,7 @@ Kernels make_kernels(const char* name) {
   k.add = add;
   k.activate = activate;
   k.gated = gated;
+  k.keep_allowed = keep_allowed;
   k.row_max = row_max;
   k.noise_reaches = noise_reaches;
   k.sum_exp = sum_exp;

@@ -8,7 +8,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -189,25 +191,98 @@ struct PyProgram : Program {
   }
 };
 
-nb::tuple sample(PyProgram& p, Array<int32_t> rows, Array<float> temperatures, Array<int32_t> top_ks,
-                 Array<float> top_ps, Array<float> min_ps, Array<uint64_t> seeds, Array<int32_t> choices,
-                 Array<int64_t> positions, Array<int32_t> num_logprobs) {
-  const size_t n = rows.shape(0);
-  for (size_t size : {temperatures.shape(0), top_ks.shape(0), top_ps.shape(0), min_ps.shape(0), seeds.shape(0),
-                      choices.shape(0), positions.shape(0), num_logprobs.shape(0)})
-    require(size == n, "the sampling arrays differ in length");
-  for (size_t i = 0; i < n; ++i) require(rows(i) >= 0 && rows(i) < p.step.num_logits, "a sampled row has no logits");
-  p.sampler_scratch.resize(size_t(p.pool->size()));
-  std::vector<Sample> samples(n);
-  {
-    nb::gil_scoped_release release;
-    p.pool->parallel(int64_t(n), [&](int64_t i, int thread) {
-      const SampleParams params{temperatures(i), top_ks(i),  top_ps(i),    min_ps(i),
-                                seeds(i),        choices(i), positions(i), num_logprobs(i)};
-      samples[size_t(i)] = sample_row(*p.kernels, p.floats(p.logits) + rows(i) * p.vocab_size, p.vocab_size, params,
-                                      p.sampler_scratch[size_t(thread)]);
-    });
+// A field of LogitEdits; nothing is converted, so that the rows may point into it.
+template <typename A>
+A edits_field(nb::handle edits, const char* name) {
+  A array;
+  if (!nb::try_cast(nb::getattr(edits, name), array, false))
+    throw std::invalid_argument(std::string("edits.") + name + " has another type or shape, or is not contiguous");
+  return array;
+}
+
+void check_offsets(const Array<int32_t>& offsets, size_t num_rows, size_t total, const char* message) {
+  require(offsets.shape(0) == num_rows + 1 && offsets(0) == 0 && int64_t(offsets(num_rows)) == int64_t(total), message);
+  for (size_t e = 0; e < num_rows; ++e) require(offsets(e) <= offsets(e + 1), message);
+}
+
+bool all_in_vocabulary(const Array<int32_t>& ids, int64_t vocab_size) {
+  bool inside = true;  // no early end, so that it is done in vectors
+  for (size_t i = 0; i < ids.shape(0); ++i) inside &= uint32_t(ids.data()[i]) < uint32_t(vocab_size);
+  return inside;
+}
+
+// The LogitEdits of a step, checked, or none.
+class Edits {
+ public:
+  Edits(nb::handle edits, size_t num_sampled, int64_t vocab_size) {
+    if (edits.is_none()) return;
+    rows_ = edits_field<Array<int32_t>>(edits, "rows");
+    repetitions_ = edits_field<Array<float>>(edits, "repetitions");
+    presences_ = edits_field<Array<float>>(edits, "presences");
+    frequencies_ = edits_field<Array<float>>(edits, "frequencies");
+    history_ = edits_field<Array<int32_t>>(edits, "history");
+    history_offsets_ = edits_field<Array<int32_t>>(edits, "history_offsets");
+    output_starts_ = edits_field<Array<int32_t>>(edits, "output_starts");
+    bias_ids_ = edits_field<Array<int32_t>>(edits, "bias_ids");
+    bias_values_ = edits_field<Array<float>>(edits, "bias_values");
+    bias_offsets_ = edits_field<Array<int32_t>>(edits, "bias_offsets");
+    masks_ = edits_field<Matrix<uint32_t>>(edits, "masks");
+    mask_rows_ = edits_field<Array<int32_t>>(edits, "mask_rows");
+    check_lists(vocab_size);
+    edits_of_.resize(num_sampled, nullptr);
+    rows_edits_.reserve(rows_.shape(0));
+    for (size_t e = 0; e < rows_.shape(0); ++e) add(e);
   }
+
+  // Of the sampled row `i`; null = none.
+  const RowEdits* of(size_t i) const { return edits_of_.empty() ? nullptr : edits_of_[i]; }
+
+ private:
+  void check_lists(int64_t vocab_size) const {
+    const size_t n = rows_.shape(0);
+    for (size_t size : {repetitions_.shape(0), presences_.shape(0), frequencies_.shape(0), output_starts_.shape(0),
+                        mask_rows_.shape(0)})
+      require(size == n, "the edits' arrays differ in length");
+    require(bias_ids_.shape(0) == bias_values_.shape(0), "bias_ids and bias_values differ in length");
+    check_offsets(history_offsets_, n, history_.shape(0), "history_offsets do not cover the history");
+    check_offsets(bias_offsets_, n, bias_ids_.shape(0), "bias_offsets do not cover the biases");
+    require(all_in_vocabulary(history_, vocab_size), "a token of the history is outside the vocabulary");
+    require(all_in_vocabulary(bias_ids_, vocab_size), "a biased token is outside the vocabulary");
+    for (size_t i = 0; i < bias_values_.shape(0); ++i)
+      require(bias_values_(i) < std::numeric_limits<float>::infinity(), "a bias is neither finite nor -inf");
+  }
+
+  void add(size_t e) {
+    require(rows_(e) >= 0 && size_t(rows_(e)) < edits_of_.size(), "an edited row is not sampled");
+    require(e == 0 || rows_(e - 1) < rows_(e), "the edited rows are not ascending");
+    require(std::isfinite(repetitions_(e)) && repetitions_(e) > 0.0f, "a repetition penalty is not finite and above 0");
+    require(std::isfinite(presences_(e)) && std::isfinite(frequencies_(e) * 0x1p31f), "a penalty is not finite");
+    require(output_starts_(e) >= 0, "an output starts before its row's history");
+    const int64_t mask = mask_rows_(e), words = int64_t(masks_.shape(1));
+    require(mask >= -1 && mask < int64_t(masks_.shape(0)) && (mask < 0 || words > 0), "a mask is outside the masks");
+    RowEdits edits;
+    edits.repetition = repetitions_(e), edits.presence = presences_(e), edits.frequency = frequencies_(e);
+    edits.history = history_.data() + history_offsets_(e);
+    edits.history_len = history_offsets_(e + 1) - history_offsets_(e);
+    edits.output_start = output_starts_(e);
+    edits.bias_ids = bias_ids_.data() + bias_offsets_(e);
+    edits.bias_values = bias_values_.data() + bias_offsets_(e);
+    edits.num_biases = bias_offsets_(e + 1) - bias_offsets_(e);
+    edits.mask = mask < 0 ? nullptr : masks_.data() + mask * words;
+    edits.mask_tokens = 32 * words;
+    edits_of_[size_t(rows_(e))] = &rows_edits_.emplace_back(edits);
+  }
+
+  Array<int32_t> rows_, history_, history_offsets_, output_starts_, bias_ids_, bias_offsets_, mask_rows_;
+  Array<float> repetitions_, presences_, frequencies_, bias_values_;
+  Matrix<uint32_t> masks_;
+  std::vector<RowEdits> rows_edits_;
+  std::vector<const RowEdits*> edits_of_;  // of each sampled row
+};
+
+// SampleOutput's fields.
+nb::tuple output_of(std::vector<Sample> samples) {
+  const size_t n = samples.size();
   std::vector<int32_t> ids(n);
   std::vector<float> logprobs(n);
   nb::list top_ids, top_logprobs;
@@ -219,6 +294,48 @@ nb::tuple sample(PyProgram& p, Array<int32_t> rows, Array<float> temperatures, A
     top_logprobs.append(numpy(std::move(samples[i].top_logprobs), {count}));
   }
   return nb::make_tuple(numpy(std::move(ids), {n}), numpy(std::move(logprobs), {n}), top_ids, top_logprobs);
+}
+
+// sample_one(row i, its logits, scratch) for every row, over the threads.
+template <typename SampleOne>
+nb::tuple for_logit_rows(PyProgram& p, const Array<int32_t>& rows, const SampleOne& sample_one) {
+  const size_t n = rows.shape(0);
+  for (size_t i = 0; i < n; ++i) require(rows(i) >= 0 && rows(i) < p.step.num_logits, "a sampled row has no logits");
+  p.sampler_scratch.resize(size_t(p.pool->size()));
+  std::vector<Sample> samples(n);
+  {
+    nb::gil_scoped_release release;
+    p.pool->parallel(int64_t(n), [&](int64_t i, int thread) {
+      const float* logits = p.floats(p.logits) + rows(i) * p.vocab_size;
+      samples[size_t(i)] = sample_one(size_t(i), logits, p.sampler_scratch[size_t(thread)]);
+    });
+  }
+  return output_of(std::move(samples));
+}
+
+nb::tuple sample(PyProgram& p, Array<int32_t> rows, Array<float> temperatures, Array<int32_t> top_ks,
+                 Array<float> top_ps, Array<float> min_ps, Array<uint64_t> seeds, Array<int32_t> choices,
+                 Array<int64_t> positions, Array<int32_t> num_logprobs, nb::object logit_edits) {
+  const size_t n = rows.shape(0);
+  for (size_t size : {temperatures.shape(0), top_ks.shape(0), top_ps.shape(0), min_ps.shape(0), seeds.shape(0),
+                      choices.shape(0), positions.shape(0), num_logprobs.shape(0)})
+    require(size == n, "the sampling arrays differ in length");
+  const Edits edits(logit_edits, n, p.vocab_size);
+  return for_logit_rows(p, rows, [&](size_t i, const float* logits, SamplerScratch& scratch) {
+    const SampleParams params{temperatures(i), top_ks(i),  top_ps(i),    min_ps(i),
+                              seeds(i),        choices(i), positions(i), num_logprobs(i)};
+    return sample_row(*p.kernels, logits, p.vocab_size, params, edits.of(i), scratch);
+  });
+}
+
+nb::tuple score(PyProgram& p, Array<int32_t> rows, Array<int32_t> token_ids, Array<int32_t> num_logprobs) {
+  const size_t n = rows.shape(0);
+  require(token_ids.shape(0) == n && num_logprobs.shape(0) == n, "the scoring arrays differ in length");
+  require(all_in_vocabulary(token_ids, p.vocab_size), "a scored token is outside the vocabulary");
+  for (size_t i = 0; i < n; ++i) require(num_logprobs(i) >= 0, "num_logprobs is negative");
+  return for_logit_rows(p, rows, [&](size_t i, const float* logits, SamplerScratch& scratch) {
+    return score_row(*p.kernels, logits, p.vocab_size, token_ids(i), num_logprobs(i), scratch);
+  });
 }
 
 nb::dict features() {
@@ -431,7 +548,10 @@ NB_MODULE(_native, m) {
              nb::gil_scoped_release release;
              p.forward(step);
            })
-      .def("sample", sample)
+      .def("sample", sample, nb::arg("rows"), nb::arg("temperatures"), nb::arg("top_ks"), nb::arg("top_ps"),
+           nb::arg("min_ps"), nb::arg("seeds"), nb::arg("choices"), nb::arg("positions"), nb::arg("num_logprobs"),
+           nb::arg("edits") = nb::none())
+      .def("score", score)
       .def("logits",
            [](const PyProgram& p) {
              const size_t rows = size_t(p.step.num_logits), columns = size_t(p.vocab_size);

@@ -107,6 +107,11 @@ void gated(const float* gate, const float* up, int64_t n, ActKind kind, float* o
     store_part(out + i, activation(load_part(gate + i, n - i), kind) * load_part(up + i, n - i), n - i);
 }
 
+void keep_allowed(const float* x, int64_t n, const uint32_t* mask, float* out) {
+  for (int64_t i = 0; i < n; i += 16)
+    store_part(out + i, keep_bits(load_part(x + i, n - i), mask[i / 32] >> (i % 32), NEG_INF), n - i);
+}
+
 float row_max(const float* x, int64_t n, bool* is_sound) {
   F best = set1(NEG_INF), poison = zero_f();
   for (int64_t i = 0; i < n; i += 16) {
@@ -151,7 +156,7 @@ bool noise_reaches(const float* x, int64_t count, double score, const NoiseBlock
   F best = set1(NEG_INF);
   for (int64_t i = 0; i < count; i += 16) best = max(load_part(x + i, count - i, NEG_INF), best);
   const double missing = score - double(max_lane(best));
-  if (missing > 23.0) return false;
+  if (!(missing <= 23.0)) return false;  // a NaN where nothing is allowed, and nothing was before
   I c[4];
   philox_16(block, c);
   const int zeros = missing > 0.0 ? std::min(int(missing * 1.4426950408889634) - 1, 31) : 0;  // one less for rounding

@@ -182,28 +182,77 @@ void add_logprobs(const Kernels& kernels, const float* logits, int64_t n, float 
   const double normaliser = double(highest) + std::log(double(kernels.sum_exp(logits, n, highest, 1.0f)));
   sample.logprob = float(double(logits[sample.token_id]) - normaliser);
   if (count == 0) return;
-  std::vector<int32_t>& ids = scratch.candidates;
-  ids.resize(size_t(n));
-  for (int64_t i = 0; i < n; ++i) ids[size_t(i)] = int32_t(i);
-  const int64_t top = std::min<int64_t>(count, n);
-  std::partial_sort(ids.begin(), ids.begin() + top, ids.end(), Better{logits});
-  for (int64_t i = 0; i < top; ++i) {
-    sample.top_ids.push_back(ids[size_t(i)]);
-    sample.top_logprobs.push_back(float(double(logits[ids[size_t(i)]]) - normaliser));
+  keep_best(logits, n, std::min<int64_t>(count, n), scratch.candidates);
+  for (int32_t id : scratch.candidates) {
+    sample.top_ids.push_back(id);
+    sample.top_logprobs.push_back(float(double(logits[id]) - normaliser));
   }
+}
+
+// Repetition, presence and frequency penalties. `counts` are all 0 before and after.
+void penalise(const RowEdits& e, std::vector<int32_t>& counts, float* x) {
+  for (int64_t i = 0; i < e.history_len; ++i) {  // 1 + how often a token is in the output
+    int32_t& count = counts[size_t(e.history[i])];
+    count = std::max(count, 1) + (i >= e.output_start);
+  }
+  for (int64_t i = 0; i < e.history_len; ++i) {
+    int32_t& count = counts[size_t(e.history[i])];
+    if (count == 0) continue;
+    float& logit = x[e.history[i]];
+    logit = logit > 0.0f ? logit / e.repetition : logit * e.repetition;
+    if (count > 1) logit = logit - e.presence - e.frequency * float(count - 1);
+    count = 0;
+  }
+}
+
+// The row as `e` wants it, in scratch. What the mask forbids is so first, together with the copy: the other edits leave
+// -inf what it is.
+const float* edit(const Kernels& kernels, const float* logits, int64_t n, const RowEdits& e, SamplerScratch& scratch) {
+  scratch.edited.resize(size_t(n));
+  scratch.counts.resize(size_t(n));
+  float* x = scratch.edited.data();
+  const int64_t covered = e.mask ? std::min(n, e.mask_tokens) : n;
+  if (e.mask) kernels.keep_allowed(logits, covered, e.mask, x);
+  else std::copy(logits, logits + n, x);
+  std::fill(x + covered, x + n, NEG_INF);
+  penalise(e, scratch.counts, x);
+  for (int64_t i = 0; i < e.num_biases; ++i) x[e.bias_ids[i]] += e.bias_values[i];
+  return x;
+}
+
+// Whether a token can be chosen from the row; the highest logit.
+bool find_highest(const Kernels& kernels, const float* logits, int64_t n, float* highest) {
+  bool is_sound;
+  *highest = kernels.row_max(logits, n, &is_sound);
+  return is_sound && *highest > NEG_INF;
 }
 
 }  // namespace
 
 Sample sample_row(const Kernels& kernels, const float* logits, int64_t vocab_size, const SampleParams& params,
-                  SamplerScratch& scratch) {
+                  const RowEdits* edits, SamplerScratch& scratch) {
   Sample sample;
-  bool is_sound;
-  const float highest = kernels.row_max(logits, vocab_size, &is_sound);
-  if (!is_sound || highest == NEG_INF) return sample;
-  sample.token_id = choose(kernels, logits, vocab_size, highest, params, scratch);
+  float highest, highest_edited;
+  if (!find_highest(kernels, logits, vocab_size, &highest)) return sample;
+  if (!edits) {
+    sample.token_id = choose(kernels, logits, vocab_size, highest, params, scratch);
+  } else {
+    const float* edited = edit(kernels, logits, vocab_size, *edits, scratch);
+    if (!find_highest(kernels, edited, vocab_size, &highest_edited)) return sample;
+    sample.token_id = choose(kernels, edited, vocab_size, highest_edited, params, scratch);
+  }
   if (params.num_logprobs >= 0)
     add_logprobs(kernels, logits, vocab_size, highest, params.num_logprobs, scratch, sample);
+  return sample;
+}
+
+Sample score_row(const Kernels& kernels, const float* logits, int64_t vocab_size, int32_t token_id, int num_logprobs,
+                 SamplerScratch& scratch) {
+  Sample sample;
+  float highest;
+  if (!find_highest(kernels, logits, vocab_size, &highest)) return sample;
+  sample.token_id = token_id;
+  add_logprobs(kernels, logits, vocab_size, highest, num_logprobs, scratch, sample);
   return sample;
 }
 

@@ -86,6 +86,14 @@ inline F keep_lanes(F x, int first, int last, float other) {
   const __m256 o = _mm256_set1_ps(other);
   return {_mm256_blendv_ps(o, x.a, _mm256_castsi256_ps(a)), _mm256_blendv_ps(o, x.b, _mm256_castsi256_ps(b))};
 }
+inline F keep_bits(F x, uint32_t bits, float other) {
+  const __m256i word = _mm256_set1_epi32(int(bits)), low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i high = _mm256_slli_epi32(low, 8);
+  const __m256i a = _mm256_cmpeq_epi32(_mm256_and_si256(word, low), low);
+  const __m256i b = _mm256_cmpeq_epi32(_mm256_and_si256(word, high), high);
+  const __m256 o = _mm256_set1_ps(other);
+  return {_mm256_blendv_ps(o, x.a, _mm256_castsi256_ps(a)), _mm256_blendv_ps(o, x.b, _mm256_castsi256_ps(b))};
+}
 inline __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }

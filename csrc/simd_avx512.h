@@ -68,6 +68,10 @@ inline F keep_lanes(F a, int first, int last, float other) {
   const __mmask16 mask = __mmask16(((1u << last) - 1) & ~((1u << first) - 1));
   return {_mm512_mask_blend_ps(mask, _mm512_set1_ps(other), a.v)};
 }
+// Lane i keeps its value if bit i is set, else it becomes `other`.
+inline F keep_bits(F a, uint32_t bits, float other) {
+  return {_mm512_mask_blend_ps(__mmask16(bits), _mm512_set1_ps(other), a.v)};
+}
 // a × 2^n for whole n within the float exponent's range.
 inline F scale_by_power(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline float sum(F a) {

@@ -93,6 +93,9 @@ inline F round(F a) {
 inline F keep_lanes(F a, int first, int last, float other) {
   return map([&](int i) { return i >= first && i < last ? a.v[i] : other; });
 }
+inline F keep_bits(F a, uint32_t bits, float other) {
+  return map([&](int i) { return bits & (1u << i) ? a.v[i] : other; });
+}
 inline F scale_by_power(F a, F n) {
   return map([&](int i) {
     const int32_t power = n.v[i] == n.v[i] ? int32_t(n.v[i]) : 0;  // NaN has no integer

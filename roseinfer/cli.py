@@ -163,6 +163,30 @@ def generate(
 
 
 @app.command()
+@with_settings("model", "engine", model=_optional_model())
+def chat(
+    config: Config,
+    *,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is to be.")] = None,
+    temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Of sampling; 0 is greedy.")] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Sample from the likeliest tokens of this mass.")
+    ] = 0.95,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="INTEGER", help="Most tokens of an answer. [default: as many as fit]")
+    ] = None,
+) -> None:
+    """Talk with a model; /help shows what else can be typed.
+
+    Where the input is no terminal, each line is a question.
+    """
+    from roseinfer.chat import ChatOptions, run_chat
+
+    options = ChatOptions(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=config.seed, system=system)
+    run_chat(config, options, _say)
+
+
+@app.command()
 @with_settings("model", *(knob.name for knob in knobs_of("engine") if knob.name != "seed"), "api_key")
 def bench(
     config: Config,

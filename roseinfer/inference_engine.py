@@ -9,23 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from roseinfer.core.config import Config, load_config
-from roseinfer.core.errors import ContextLengthError, EngineError, InvalidRequestError
-from roseinfer.core.messages import AddRequest, TokenOutput
+from roseinfer.core.errors import ContextLengthError, InvalidRequestError
+from roseinfer.core.messages import TokenOutput
+from roseinfer.core.metrics import Observer
 from roseinfer.core.sampling_params import SamplingParams
 from roseinfer.engine.checks import prompt_too_long
+from roseinfer.generation import Generation, merge
+from roseinfer.text.output_text import TextDelta, TextOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from roseinfer.constraints import TokenTable
     from roseinfer.engine.client import EngineClient
     from roseinfer.engine.loader import ModelInfo
-    from roseinfer.text import Detokenizer, Tokenizer
+    from roseinfer.text import Tokenizer
+
+Deltas = list[tuple[Generation, TextDelta]]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +55,8 @@ class GenerateParams:
         """Raises InvalidRequestError naming the field, also where greedy decoding would not look at it."""
         self.sampling_params()
 
-    def sampling_params(self, seed: int | None = None) -> SamplingParams:
-        """The same for the engine; `seed` is for requests that name none. Raises as `check` does."""
+    def sampling_params(self) -> SamplingParams:
+        """The same for the engine. Raises as `check` does."""
         for name in ("stop_on_eos", "do_sample"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
@@ -60,7 +66,7 @@ class GenerateParams:
                 temperature=self.temperature,
                 top_k=self.top_k,
                 top_p=self.top_p,
-                seed=seed if self.seed is None else self.seed,
+                seed=self.seed,
                 ignore_eos=not self.stop_on_eos,
             )
         except InvalidRequestError as error:
@@ -81,31 +87,6 @@ class GenerateOptions(TypedDict, total=False):
     stop_on_eos: bool
     do_sample: bool
     seed: int | None
-
-
-class Generation:
-    """One request, tokenised and checked, ready to be run once."""
-
-    def __init__(self, prompt: str, request: AddRequest, detokenizer: Detokenizer) -> None:
-        self.prompt = prompt
-        self.request = request
-        self.is_finished = self.is_empty  # no text comes any more
-        self._detokenizer = detokenizer
-
-    @property
-    def is_empty(self) -> bool:
-        return self.request.max_tokens == 0
-
-    def text_of(self, outputs: Sequence[TokenOutput]) -> str:
-        """The text that these outputs make whole; may be empty. Raises EngineError where the request was ended."""
-        last = outputs[-1]
-        if last.finish_reason in ("error", "abort"):
-            raise EngineError(last.error or "the engine was stopped before the request was finished")
-        ids = [token_id for output in outputs for token_id in output.token_ids]
-        if last.finish_reason is None:
-            return self._detokenizer.push(ids)
-        self.is_finished = True
-        return self._detokenizer.push(ids[:-1] if last.stop_token_id is not None else ids) + self._detokenizer.finish()
 
 
 class InferenceEngine:
@@ -165,6 +146,7 @@ class InferenceEngine:
         self.tokenizer = tokenizer
         self.info = info
         self.name = name or info.name
+        self.observer = Observer()
         self._seed = seed
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> str:
@@ -186,9 +168,12 @@ class InferenceEngine:
         num_threads = min(len(generations), self.client.max_live, MAX_BATCH_THREADS)
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="generate-batch")
         try:
-            return list(pool.map(lambda generation: generation.prompt + "".join(self.stream(generation)), generations))
+            completions = pool.map(lambda generation: "".join(self.stream(generation)), generations)
+            return [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         finally:
             pool.shutdown(cancel_futures=True)
+
+    # -- preparing ------------------------------------------------------------------------------------------
 
     def prepare(self, prompt: str, params: GenerateParams) -> Generation:
         """Tokenises and checks; nothing is queued yet. Takes milliseconds for a long prompt.
@@ -197,44 +182,157 @@ class InferenceEngine:
         """
         if not isinstance(prompt, str):
             raise InvalidRequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
-        sampling = params.sampling_params(self._seed)  # a prompt is tokenised only if the rest is sound
-        self._check_length(prompt)
+        sampling = params.sampling_params()  # a prompt is tokenised only if the rest is sound
+        self.check_length(prompt)
         ids = self.tokenizer.encode_prompt(prompt)
-        request = self.client.make_request(ids, sampling)
-        if params.max_new_tokens is not None and request.max_tokens < params.max_new_tokens:  # cut to what fits
-            raise _too_many_tokens(len(ids), params.max_new_tokens, self.client.max_model_len)
-        return Generation(prompt, request, self.tokenizer.detokenizer())
+        if params.max_new_tokens is not None:
+            self._check_room(len(ids), params.max_new_tokens, "max_new_tokens")
+        return self.prepare_ids([ids], sampling, cut=True)[0]
 
-    def _check_length(self, prompt: str) -> None:
+    def prepare_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        options: TextOptions = TextOptions(),  # noqa: B008
+        n: int = 1,
+        *,
+        cut: bool = False,
+    ) -> list[Generation]:
+        """`n` generations of each prompt, prompt by prompt; nothing is queued yet.
+
+        `cut`: as many of `max_tokens` as fit behind the prompt, where otherwise it is an error that they do not. Raises
+        InvalidRequestError naming the field, ContextLengthError with both counts.
+        """
+        num_sequences = len(prompts) * n
+        if num_sequences > self.client.max_live:
+            raise InvalidRequestError(
+                f"{num_sequences} sequences were asked for, this server takes {self.client.max_live} at once", "n"
+            )
+        if params.seed is None and self._seed is not None:
+            params = dataclasses.replace(params, seed=self._seed)
+        is_scored_only = params.max_tokens == 0 and params.prompt_logprobs is not None
+        if is_scored_only:
+            params = dataclasses.replace(params, max_tokens=1, min_tokens=0)
+        if not cut:
+            for prompt_ids in prompts:
+                self._check_room(len(prompt_ids), params.max_tokens, "max_tokens")
+        requests = [self.client.make_request(ids, params, choice=choice) for ids in prompts for choice in range(n)]
+        return [
+            Generation(
+                request,
+                self.tokenizer,
+                options,
+                self.observer,
+                eos_ids=self.client.eos_ids,
+                index=index,
+                is_scored_only=is_scored_only,
+            )
+            for index, request in enumerate(requests)
+        ]
+
+    def check_length(self, prompt: str) -> None:
         """Refuses what cannot fit, however it is tokenised, before any work is done on it."""
         at_least, limit = self.tokenizer.min_num_tokens(prompt), self.client.max_model_len
         if at_least >= limit:
             raise prompt_too_long(f"at least {at_least}", limit)
 
+    def _check_room(self, num_prompt_tokens: int, max_tokens: int, param: str) -> None:
+        limit = self.client.max_model_len
+        if num_prompt_tokens < limit < num_prompt_tokens + max_tokens:  # a prompt without any room is told later
+            raise ContextLengthError(
+                f"the prompt has {num_prompt_tokens} tokens and {param} is {max_tokens}, together "
+                f"{num_prompt_tokens + max_tokens}, but the context length is {limit} tokens",
+                param,
+            )
+
+    # -- running --------------------------------------------------------------------------------------------
+
     def stream(self, generation: Generation) -> Iterator[str]:
-        """Runs it; closing the iterator early ends the request."""
-        if generation.is_empty:
-            return
-        with contextlib.closing(self.client.stream_sync(generation.request)) as outputs:
-            for output in outputs:
-                if piece := generation.text_of([output]):
-                    yield piece
+        """Its text in pieces; closing the iterator early ends the request."""
+        with contextlib.closing(self.run([generation])) as deltas:
+            for _, delta in deltas:
+                if delta.text:
+                    yield delta.text
 
     async def astream(self, generation: Generation) -> AsyncGenerator[str, None]:
         """`stream` for an event loop; closing or cancelling it ends the request. Who is slow gets larger pieces."""
-        if generation.is_empty:
-            return
-        with self.client.open(generation.request) as inbox:
-            while outputs := await inbox.take():
-                if piece := generation.text_of(outputs):
+        async with contextlib.aclosing(self.arun([generation])) as steps:
+            async for deltas in steps:
+                if piece := "".join([delta.text for _, delta in deltas]):
                     yield piece
 
     async def acomplete(self, generation: Generation) -> str:
         """All the pieces of `astream` in one; cancelling it ends the request."""
-        if generation.is_empty:
-            return ""
-        with self.client.open(generation.request, whole=True) as inbox:
-            return generation.text_of(await inbox.take())
+        return (await self.arun_whole([generation]))[0].text
+
+    def run(self, generations: Sequence[Generation]) -> Generator[tuple[Generation, TextDelta], None, None]:
+        """Runs them together, for threads; deltas come as they are made. Closing it early ends the requests."""
+        pending = _by_request(generations)
+        with _closing_all(generations):
+            yield from _empty_deltas(generations)
+            if not pending:
+                return
+            requests = [generation.request for generation in pending.values()]
+            with contextlib.closing(self.client.stream_sync(*requests)) as outputs:
+                for output in outputs:
+                    yield from self._take(pending, [output])
+                    if not pending:
+                        return
+
+    async def arun(self, generations: Sequence[Generation]) -> AsyncGenerator[Deltas, None]:
+        """`run` for an event loop: what a step has brought them, all in one list. Cancelling it ends the requests."""
+        pending = _by_request(generations)
+        with _closing_all(generations):
+            if deltas := _empty_deltas(generations):
+                yield deltas
+            if not pending:
+                return
+            with self.client.open(*[generation.request for generation in pending.values()]) as inbox:
+                while pending:
+                    yield self._take(pending, await inbox.take())
+
+    async def arun_whole(self, generations: Sequence[Generation]) -> list[TextDelta]:
+        """One delta for each generation, when all are finished; cancelling it ends the requests.
+
+        The event loop is not woken before there is something to do.
+        """
+        if any(generation.stops_at_text for generation in generations):
+            return await self._gather(self.arun(generations), len(generations))
+        return await self._gather(self._arun_ends(generations), len(generations))
+
+    async def _arun_ends(self, generations: Sequence[Generation]) -> AsyncGenerator[Deltas, None]:
+        """`arun` with one delta for each generation."""
+        pending = _by_request(generations)
+        with _closing_all(generations):
+            yield _empty_deltas(generations)
+            if not pending:
+                return
+            requests = [generation.request for generation in pending.values()]
+            with self.client.open(*requests, whole=True) as inbox:
+                while pending:
+                    yield self._take(pending, await inbox.take())
+
+    async def _gather(self, steps: AsyncGenerator[Deltas, None], count: int) -> list[TextDelta]:
+        parts: list[list[TextDelta]] = [[] for _ in range(count)]
+        async with contextlib.aclosing(steps):
+            async for deltas in steps:
+                for generation, delta in deltas:
+                    parts[generation.index].append(delta)
+        return [merge(deltas) for deltas in parts]
+
+    def _take(self, pending: dict[str, Generation], outputs: Sequence[TokenOutput]) -> Deltas:
+        """Hands outputs to their generations, and ends those requests whose reader has found a stop string."""
+        deltas: Deltas = []
+        for request_id, own in _by_sender(outputs).items():
+            generation = pending.get(request_id)
+            if generation is None:
+                continue
+            deltas.append((generation, generation.take(own)))
+            if generation.is_finished:
+                del pending[request_id]
+                if own[-1].finish_reason is None:
+                    self.client.abort(request_id)
+        return deltas
 
     def close(self) -> None:
         """Ends what runs and frees the memory; may be called twice."""
@@ -258,6 +356,7 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
     # Imported here, because who only puts an app around a given engine needs none of them.
     from roseinfer.catalog import resolve_model, resolve_tokenizer
     from roseinfer.checkpoints import open_checkpoint
+    from roseinfer.constraints import GrammarCompiler
     from roseinfer.engine.client import EngineClient
     from roseinfer.engine.loader import build_engine, check_device
     from roseinfer.loading_bar import LoadingBar
@@ -267,6 +366,9 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
     with open_checkpoint(resolve_model(config.model, config.models_dir, say)) as checkpoint:
         named = config.tokenizer
         tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
+        info: ModelInfo
+        eos_ids: list[int]  # both are there before the first grammar is
+        grammars = GrammarCompiler(lambda: _token_table(tokenizer, info, eos_ids))
         with LoadingBar() if say else contextlib.nullcontext() as progress:
             engine, info = build_engine(
                 checkpoint,
@@ -280,6 +382,7 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
                 max_running=config.max_running,
                 kv_cache_memory=config.kv_cache_memory,
                 prefix_cache=config.prefix_cache,
+                grammars=grammars,
                 progress=progress,
             )
     if tokenizer.vocab_size > info.vocab_size:
@@ -292,6 +395,18 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
     client = EngineClient(engine, eos_ids=eos_ids, max_queue=config.max_queue)
     client.start()
     return client, tokenizer, info
+
+
+def _token_table(tokenizer: Tokenizer, info: ModelInfo, eos_ids: Sequence[int]) -> TokenTable:
+    from roseinfer.constraints import TokenTable
+
+    ids = range(min(tokenizer.vocab_size, info.vocab_size))
+    return TokenTable(
+        tokens=[tokenizer.token_bytes(token_id) for token_id in ids],
+        special_ids=frozenset(filter(tokenizer.is_special, ids)),
+        eos_ids=tuple(eos_ids),
+        vocab_size=info.vocab_size,
+    )
 
 
 def _served_name(config: Config) -> str | None:
@@ -311,9 +426,28 @@ def _one_each(
     return params
 
 
-def _too_many_tokens(num_prompt_tokens: int, max_new_tokens: int, max_model_len: int) -> ContextLengthError:
-    return ContextLengthError(
-        f"the prompt has {num_prompt_tokens} tokens and max_new_tokens is {max_new_tokens}, together "
-        f"{num_prompt_tokens + max_new_tokens}, but the context length is {max_model_len} tokens",
-        "max_new_tokens",
-    )
+def _by_request(generations: Iterable[Generation]) -> dict[str, Generation]:
+    """Those that an engine has to run."""
+    return {generation.request.request_id: generation for generation in generations if not generation.is_empty}
+
+
+def _by_sender(outputs: Sequence[TokenOutput]) -> Mapping[str, Sequence[TokenOutput]]:
+    if len(outputs) == 1:
+        return {outputs[0].request_id: outputs}
+    by_sender: dict[str, list[TokenOutput]] = {}
+    for output in outputs:
+        by_sender.setdefault(output.request_id, []).append(output)
+    return by_sender
+
+
+def _empty_deltas(generations: Iterable[Generation]) -> Deltas:
+    return [(generation, generation.take_nothing()) for generation in generations if generation.is_empty]
+
+
+@contextlib.contextmanager
+def _closing_all(generations: Iterable[Generation]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for generation in generations:
+            generation.close()

@@ -1,6 +1,7 @@
 """A model of bytes without weights, for everything above the engine: real client, engine and scheduler around it.
 
-It recites `STORY`, whose character at a position depends on the position alone, and ends after a full stop.
+It recites `STORY`, whose character at a position depends on the position alone, and ends after a full stop;
+sampled it wanders off into letters.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from roseinfer.backends import sampling
 from roseinfer.cache.block_pool import BlockPool
-from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs
 from roseinfer.engine.client import EngineClient
 from roseinfer.engine.engine import Engine
 from roseinfer.inference_engine import InferenceEngine
@@ -36,23 +38,26 @@ class RecitingProgram:
         self.failure: Exception | None = None
         self.num_rows: list[int] = []  # of each step
         self.is_closed = False
-        self._last_ids = np.empty(0, dtype=np.int32)
+        self._logits = np.empty((0, VOCAB_SIZE), dtype=np.float32)
 
     def forward(self, inputs: ForwardInputs) -> None:
         time.sleep(self.step_seconds)
         if self.failure is not None:
             raise self.failure
         self.num_rows.append(len(inputs.row_offsets) - 1)
-        self._last_ids = inputs.token_ids[inputs.logit_rows]
+        last_ids = inputs.token_ids[inputs.logit_rows].tolist()
+        positions = (inputs.positions[inputs.logit_rows] + 1).tolist()
+        rows = [_logits(last_id, position) for last_id, position in zip(last_ids, positions, strict=True)]
+        self._logits = np.array(rows, dtype=np.float32).reshape(-1, VOCAB_SIZE)
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
-        last_ids = self._last_ids[inputs.rows]
-        samples = zip(last_ids, inputs.temperatures, inputs.seeds, inputs.positions, strict=True)
-        ids = [_next_id(int(last), float(heat), int(seed), int(position)) for last, heat, seed, position in samples]
-        return SampleOutput(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=np.float32))
+        return sampling.sample(self._logits, inputs)
+
+    def score(self, inputs: ScoreInputs) -> SampleOutput:
+        return sampling.score(self._logits, inputs)
 
     def logits(self) -> Float32Array:
-        raise NotImplementedError
+        return self._logits
 
     def memory(self) -> dict[str, int]:
         return {"weights": 0, "kv_cache": 0, "activations": 0}
@@ -61,13 +66,18 @@ class RecitingProgram:
         self.is_closed = True
 
 
-def _next_id(last_id: int, temperature: float, seed: int, position: int) -> int:
-    if last_id == ord("."):
-        return EOS
+def _next_id(last_id: int, position: int) -> int:
     story = STORY.encode()
-    if temperature == 0:
-        return story[position % len(story)]
-    return ord("a") + (seed * 31 + position * 7) % 26
+    return EOS if last_id == ord(".") else story[position % len(story)]
+
+
+def _logits(last_id: int, position: int) -> Float32Array:
+    """The story's next character is likeliest, other letters nearly so, and the end is certain where it comes."""
+    logits = np.full(VOCAB_SIZE, -30, dtype=np.float32)
+    logits[ord("a") : ord("z") + 1] = 3
+    next_id = _next_id(last_id, position)
+    logits[next_id] = 30 if next_id == EOS else 4
+    return logits
 
 
 class ByteEncoder:
@@ -112,7 +122,7 @@ def recite(prompt: str, max_new_tokens: int, *, stop_on_eos: bool = True) -> str
     ids = list(prompt.encode()) or [BOS]
     written: list[int] = []
     for position in range(len(ids), len(ids) + max_new_tokens):
-        next_id = _next_id((ids + written)[-1], 0.0, 0, position)
+        next_id = _next_id((ids + written)[-1], position)
         if next_id == EOS and stop_on_eos:
             break
         written.append(next_id)

@@ -6,12 +6,38 @@ equality of tokens proves the bookkeeping in milliseconds. The inputs' contract 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
-from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.backends.sampling import edit_logits, is_sound
+from roseinfer.core.batch import (
+    Float32Array,
+    ForwardInputs,
+    Int32Array,
+    LogitEdits,
+    SampleOutput,
+    SamplingInputs,
+    ScoreInputs,
+)
 
 UInt64 = npt.NDArray[np.uint64]
+EDIT_DTYPES = {
+    "rows": "i4",
+    "repetitions": "f4",
+    "presences": "f4",
+    "frequencies": "f4",
+    "history": "i4",
+    "history_offsets": "i4",
+    "output_starts": "i4",
+    "bias_ids": "i4",
+    "bias_values": "f4",
+    "bias_offsets": "i4",
+    "masks": "u4",
+    "mask_rows": "i4",
+}
+Choice = tuple[int, float, npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token id, logprob, top ids and logprobs
 
 
 def mix(values: UInt64) -> UInt64:
@@ -66,13 +92,13 @@ class FakeProgram:
         self._logits = self._logits_of(states[inputs.logit_rows], inputs.token_ids[inputs.logit_rows])
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
-        assert len(inputs.rows), "nothing to sample"
-        assert len({len(getattr(inputs, name)) for name in inputs.__dataclass_fields__}) == 1
-        choices = [self._sample_row(inputs, index) for index in range(len(inputs.rows))]
-        token_ids, logprobs, top_ids, top_logprobs = zip(*choices, strict=True)
-        return SampleOutput(
-            np.array(token_ids, np.int32), np.array(logprobs, np.float32), list(top_ids), list(top_logprobs)
-        )
+        self.check_sampling(inputs)
+        return _output([self._sample_row(inputs, index) for index in range(len(inputs.rows))])
+
+    def score(self, inputs: ScoreInputs) -> SampleOutput:
+        self.check_scoring(inputs)
+        columns = zip(inputs.rows, inputs.token_ids, inputs.num_logprobs, strict=True)
+        return _output([self._with_logprobs(row, int(token_id), int(count)) for row, token_id, count in columns])
 
     def logits(self) -> Float32Array:
         return self._logits
@@ -112,19 +138,26 @@ class FakeProgram:
             logits[token_ids == self.nan_token] = np.nan
         return logits.astype(np.float32)
 
-    def _sample_row(
-        self, inputs: SamplingInputs, index: int
-    ) -> tuple[int, float, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    def _sample_row(self, inputs: SamplingInputs, index: int) -> Choice:
         """Gumbel-max with noise that depends on seed, choice, position and token alone."""
-        logits = self._logits[inputs.rows[index]].astype(np.float64)
-        count = max(0, int(inputs.num_logprobs[index]))
-        if np.isnan(logits).any():
-            return -1, np.nan, np.empty(0, np.int32), np.empty(0, np.float32)
+        row, edits = inputs.rows[index], inputs.edits
+        logits = self._logits[row]
+        if edits is not None and index in edits.rows:
+            logits = edit_logits(logits, edits, int(np.flatnonzero(edits.rows == index)[0]))
+        token_id = self._choose(logits.astype(np.float64), inputs, index) if is_sound(logits) else -1
+        return self._with_logprobs(row, token_id, int(inputs.num_logprobs[index]))
+
+    def _with_logprobs(self, row: int, token_id: int, count: int) -> Choice:
+        """Of the raw logits; `count` is -1 where none are wanted."""
+        logits = self._logits[row].astype(np.float64)
+        nothing = np.empty(0, np.int32), np.empty(0, np.float32)
+        if token_id < 0 or not is_sound(self._logits[row]):
+            return -1, np.nan, *nothing
+        if count < 0:
+            return token_id, np.nan, *nothing
         logprobs = (logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())).astype(np.float32)
         top = np.argsort(-logits, kind="stable")[:count]
-        token_id = self._choose(logits, inputs, index)
-        logprob = logprobs[token_id] if inputs.num_logprobs[index] >= 0 else np.nan
-        return token_id, logprob, top.astype(np.int32), logprobs[top]
+        return token_id, float(logprobs[token_id]), top.astype(np.int32), logprobs[top]
 
     @staticmethod
     def _choose(logits: npt.NDArray[np.float64], inputs: SamplingInputs, index: int) -> int:
@@ -165,3 +198,60 @@ class FakeProgram:
             assert (table[num_blocks:] == -1).all(), "blocks behind the last token"
             written += self._slots(table, positions[-1] + 1)[positions[0] :].tolist()
         assert len(set(written)) == len(written), "two tokens write one slot"
+
+    def check_sampling(self, inputs: SamplingInputs) -> None:
+        """What `SamplingInputs` and `LogitEdits` promise."""
+        names = [name for name in inputs.__dataclass_fields__ if name != "edits"]
+        assert len(inputs.rows), "nothing to sample"
+        assert len({len(getattr(inputs, name)) for name in names}) == 1
+        assert ((inputs.rows >= 0) & (inputs.rows < len(self._logits))).all()
+        if inputs.edits is not None:
+            self._check_edits(inputs.edits, len(inputs.rows))
+
+    def _check_edits(self, edits: LogitEdits, num_sampled: int) -> None:
+        for name, dtype in EDIT_DTYPES.items():
+            array = getattr(edits, name)
+            assert array.dtype == dtype, f"{name} is {array.dtype}"
+            assert array.flags.c_contiguous, f"{name} is not contiguous"
+        per_row = ("rows", "repetitions", "presences", "frequencies", "output_starts", "mask_rows")
+        assert len({len(getattr(edits, name)) for name in per_row}) == 1
+        assert len(edits.rows), "no row wants an edit: edits is None then"
+        assert ((edits.rows >= 0) & (edits.rows < num_sampled)).all()
+        assert (np.diff(edits.rows) > 0).all()
+        assert (np.isfinite(edits.repetitions) & (edits.repetitions > 0)).all()
+        assert (np.isfinite(edits.presences) & np.isfinite(edits.frequencies)).all()
+        self._check_lists(edits)
+
+    def _check_lists(self, edits: LogitEdits) -> None:
+        self._check_list(edits.history, edits.history_offsets, len(edits.rows))
+        self._check_list(edits.bias_ids, edits.bias_offsets, len(edits.rows))
+        assert (edits.output_starts >= 0).all()
+        assert len(edits.bias_values) == len(edits.bias_ids)
+        assert (edits.bias_values < np.inf).all()
+        for start, stop in pairwise(edits.bias_offsets):
+            assert len(set(edits.bias_ids[start:stop].tolist())) == stop - start, "a token is biased twice"
+        assert edits.masks.ndim == 2
+        assert ((edits.mask_rows >= -1) & (edits.mask_rows < len(edits.masks))).all()
+
+    def _check_list(self, ids: Int32Array, offsets: Int32Array, num_rows: int) -> None:
+        assert len(offsets) == num_rows + 1
+        assert (offsets[0], offsets[-1]) == (0, len(ids))
+        assert (np.diff(offsets) >= 0).all()
+        assert ((ids >= 0) & (ids < self.vocab_size)).all()
+
+    def check_scoring(self, inputs: ScoreInputs) -> None:
+        """What `ScoreInputs` promises."""
+        for name in inputs.__dataclass_fields__:
+            assert getattr(inputs, name).dtype == np.int32, f"{name} is {getattr(inputs, name).dtype}"
+        assert len(inputs.rows) == len(inputs.token_ids) == len(inputs.num_logprobs) > 0
+        assert (np.diff(inputs.rows) > 0).all()
+        assert ((inputs.rows >= 0) & (inputs.rows < len(self._logits))).all()
+        assert ((inputs.token_ids >= 0) & (inputs.token_ids < self.vocab_size)).all()
+        assert (inputs.num_logprobs >= 0).all()
+
+
+def _output(choices: list[Choice]) -> SampleOutput:
+    token_ids, logprobs, top_ids, top_logprobs = zip(*choices, strict=True)
+    return SampleOutput(
+        np.array(token_ids, np.int32), np.array(logprobs, np.float32), list(top_ids), list(top_logprobs)
+    )

@@ -34,11 +34,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"core"} | _COMPUTE | _CONTROL,  # token ids only: text stays with the doors
     "catalog": {"core"},
     "loading_bar": set(),
-    "inference_engine": _BELOW_DOORS,
-    "report": _BELOW_DOORS | {"inference_engine"},
-    "server": _BELOW_DOORS | {"inference_engine", "report"},
-    "bench": _BELOW_DOORS | {"inference_engine"},
-    "cli": _BELOW_DOORS | {"inference_engine", "report", "server", "bench"},
+    "generation": {"core", "text"},
+    "inference_engine": _BELOW_DOORS | {"generation"},
+    "report": _BELOW_DOORS | {"generation", "inference_engine"},
+    "chat": {"core", "text", "inference_engine"},
+    "server": _BELOW_DOORS | {"generation", "inference_engine", "report"},
+    "bench": _BELOW_DOORS | {"generation", "inference_engine"},
+    "cli": _BELOW_DOORS | {"generation", "inference_engine", "report", "chat", "server", "bench"},
     "__main__": {"core", "server", "cli"},
 }
 
@@ -52,6 +54,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "fastapi": ("server",),
     "starlette": ("server",),
     "uvicorn": ("server",),
+    "prometheus_client": ("server",),
     "typer": ("cli",),
     "transformers": (),
     "gguf": (),

@@ -52,6 +52,8 @@ def test_the_parts_form_no_cycle() -> None:
         ("roseinfer.backends.torch.program", "from transformers import AutoModel"),
         ("roseinfer.server.app", "import transformers"),
         ("roseinfer.checkpoints.gguf", "import gguf"),
+        ("roseinfer.inference_engine", "import prometheus_client"),
+        ("roseinfer.server.app", "from roseinfer.chat import run_chat"),
     ],
 )
 def test_an_offence_is_found(module: str, source: str) -> None:
@@ -136,7 +138,7 @@ def test_the_files_of_a_folder_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("roseinfer.server.app", {"torch", "transformers"}),
+        ("roseinfer.server.app", {"torch", "transformers", "prometheus_client"}),
         ("roseinfer.cli", {"torch", "transformers", "fastapi", "uvicorn"}),
         ("roseinfer.backends.native", {"torch", "transformers", "fastapi"}),
         ("roseinfer.inference_engine", {"torch", "transformers", "fastapi", "starlette", "uvicorn"}),

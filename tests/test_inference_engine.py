@@ -12,7 +12,8 @@ import pytest
 
 import roseinfer.engine
 from roseinfer.core.errors import ConfigError, ContextLengthError, EngineError, InvalidRequestError
-from roseinfer.inference_engine import GenerateParams, Generation, InferenceEngine, dtype_of
+from roseinfer.generation import Generation
+from roseinfer.inference_engine import GenerateParams, InferenceEngine, dtype_of
 from tests.fake_model import MAX_MODEL_LEN, RecitingProgram, fake_engine, recite
 
 
@@ -71,7 +72,7 @@ def test_a_generation_knows_its_last_piece(engine: InferenceEngine, program: Rec
     pieces = asyncio.run(collect(engine.prepare("Hi", GenerateParams(max_new_tokens=9, stop_on_eos=False))))
     assert [is_finished for _, is_finished in pieces] == [False] * (len(pieces) - 1) + [True]
     assert len(pieces) > 3
-    assert engine.prepare("Hi", GenerateParams(max_new_tokens=0)).is_finished
+    assert engine.prepare("Hi", GenerateParams(max_new_tokens=0)).is_empty
 
 
 def test_without_a_count_the_answer_is_64_tokens_or_what_fits(engine: InferenceEngine) -> None:

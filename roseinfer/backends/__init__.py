@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from roseinfer.checkpoints.tensor import Tensor
-from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs
 from roseinfer.graph import Graph
 
 
@@ -42,6 +42,9 @@ class Program(Protocol):
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
         """Chooses a token for the rows named, from the last forward's logits."""
+
+    def score(self, inputs: ScoreInputs) -> SampleOutput:
+        """Logprobs of tokens that are known already, from the last forward's logits."""
 
     def logits(self) -> Float32Array:
         """The last forward's logits [L, vocab], for tests and tools."""

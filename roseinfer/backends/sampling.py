@@ -1,13 +1,15 @@
-"""The sampler in NumPy: a pure function of (logits, parameters, seed, choice, position), and the spec of every other.
+"""The sampler in NumPy: a pure function of (logits, parameters, edits, seed, choice, position), and the spec of every
+other.
 
 Per row, in this order:
 1. A NaN, a +inf or nothing but -inf among the logits: token id -1.
-2. temperature 0: the highest logit, the lowest id on a tie.
-3. x = logits / temperature in float32. Should the highest x overflow, the row is greedy.
-4. Candidates by x descending, lower ids first on ties, with weight w = exp(x - max x) in float64.
+2. `LogitEdits`, if the row has any; then 1. once more.
+3. temperature 0: the highest logit, the lowest id on a tie.
+4. x = logits / temperature in float32. Should the highest x overflow, the row is greedy.
+5. Candidates by x descending, lower ids first on ties, with weight w = exp(x - max x) in float64.
    top_k (0 = off) keeps the first k. top_p (1 = off) keeps those before which less than top_p of the summed weight
    lies, hence at least one. min_p (0 = off) keeps w >= min_p, for the highest w is 1.
-5. The highest x + g wins, the lower id on a tie, where g is Gumbel noise of the token's own counter: that is a draw
+6. The highest x + g wins, the lower id on a tie, where g is Gumbel noise of the token's own counter: that is a draw
    from softmax(x) over the candidates (Maddison et al., 2014).
 Logprobs are log_softmax of the raw logits.
 """
@@ -17,24 +19,32 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from roseinfer.core.batch import Float32Array, Int32Array, SampleOutput, SamplingInputs
+from roseinfer.core.batch import (
+    Float32Array,
+    Int32Array,
+    LogitEdits,
+    SampleOutput,
+    SamplingInputs,
+    ScoreInputs,
+    UInt32Array,
+)
 
 Float64Array = npt.NDArray[np.float64]
-UInt32Array = npt.NDArray[np.uint32]
 
 NO_TOKEN = -1
 
 
 def sample(logits: Float32Array, inputs: SamplingInputs) -> SampleOutput:
     """Samples the rows of logits [L, vocab] that `inputs` names."""
-    output = SampleOutput(
-        token_ids=np.full(len(inputs.rows), NO_TOKEN, dtype=np.int32),
-        logprobs=np.full(len(inputs.rows), np.nan, dtype=np.float32),
-    )
+    output = _no_tokens(len(inputs.rows))
+    edits = inputs.edits
+    edit_of = {} if edits is None else {int(i): index for index, i in enumerate(edits.rows)}
     for i, row in enumerate(inputs.rows):
-        row_logits = logits[row]
+        raw = logits[row]
+        if not is_sound(raw):
+            continue
         token_id = sample_token(
-            row_logits,
+            edit_logits(raw, edits, edit_of[i]) if edits is not None and i in edit_of else raw,
             temperature=inputs.temperatures[i],
             top_k=int(inputs.top_ks[i]),
             top_p=float(inputs.top_ps[i]),
@@ -43,14 +53,48 @@ def sample(logits: Float32Array, inputs: SamplingInputs) -> SampleOutput:
             choice=int(inputs.choices[i]),
             position=int(inputs.positions[i]),
         )
-        num_top = int(inputs.num_logprobs[i]) if token_id != NO_TOKEN else -1
-        top_ids, top_logprobs = top_tokens(row_logits, max(num_top, 0))
-        output.token_ids[i] = token_id
-        if num_top >= 0:
-            output.logprobs[i] = log_softmax(row_logits)[token_id]
-        output.top_ids.append(top_ids)
-        output.top_logprobs.append(top_logprobs)
+        if token_id != NO_TOKEN:
+            _set_token(output, i, token_id, raw, int(inputs.num_logprobs[i]))
     return output
+
+
+def score(logits: Float32Array, inputs: ScoreInputs) -> SampleOutput:
+    """Logprobs of the tokens that follow the rows of logits [L, vocab] that `inputs` names."""
+    output = _no_tokens(len(inputs.rows))
+    for i, row in enumerate(inputs.rows):
+        if is_sound(logits[row]):
+            _set_token(output, i, int(inputs.token_ids[i]), logits[row], int(inputs.num_logprobs[i]))
+    return output
+
+
+def is_sound(logits: Float32Array) -> bool:
+    """Whether a token can be chosen from a row of logits [vocab]: no NaN, no +inf, and not all -inf."""
+    return bool(np.isfinite(logits.max()))  # a NaN is the maximum
+
+
+def edit_logits(logits: Float32Array, edits: LogitEdits, index: int) -> Float32Array:
+    """A row of logits [vocab] after what `edits` has at `index` for it."""
+    x = logits.copy()
+    history = edits.history[slice(*edits.history_offsets[index : index + 2])]
+    biases = slice(*edits.bias_offsets[index : index + 2])
+    with np.errstate(over="ignore", invalid="ignore"):
+        seen = np.unique(history)
+        repetition = edits.repetitions[index]
+        x[seen] = np.where(x[seen] > 0, x[seen] / repetition, x[seen] * repetition)
+        written, counts = np.unique(history[edits.output_starts[index] :], return_counts=True)
+        x[written] = x[written] - edits.presences[index] - edits.frequencies[index] * counts.astype(np.float32)
+        x[edits.bias_ids[biases]] += edits.bias_values[biases]
+    if edits.mask_rows[index] >= 0:
+        x[~allowed_tokens(edits.masks[edits.mask_rows[index]], len(x))] = -np.inf
+    return x
+
+
+def allowed_tokens(mask: UInt32Array, vocab_size: int) -> npt.NDArray[np.bool_]:
+    """Which of the tokens a mask [words] allows."""
+    ids = np.arange(min(vocab_size, 32 * len(mask)), dtype=np.uint32)
+    allowed = np.zeros(vocab_size, dtype=np.bool_)
+    allowed[: len(ids)] = mask[ids // 32] >> ids % 32 & 1
+    return allowed
 
 
 def sample_token(
@@ -65,7 +109,7 @@ def sample_token(
     position: int,
 ) -> int:
     """The token id chosen from one row of logits [vocab], or -1."""
-    if np.isnan(logits).any() or not np.isfinite(logits.max()):
+    if not is_sound(logits):
         return NO_TOKEN
     if temperature == 0:
         return int(np.argmax(logits))
@@ -125,9 +169,26 @@ def log_softmax(logits: Float32Array) -> Float64Array:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
-def top_tokens(logits: Float32Array, count: int) -> tuple[Int32Array, Float32Array]:
-    """The `count` most likely ids, lower ids first on ties, and their logprobs."""
-    if count == 0:
-        return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-    ids = np.argsort(-logits, kind="stable")[:count]
-    return ids.astype(np.int32), log_softmax(logits)[ids].astype(np.float32)
+def top_tokens(logits: Float32Array, count: int) -> Int32Array:
+    """The `count` most likely ids, lower ids first on ties."""
+    return np.argsort(-logits, kind="stable")[:count].astype(np.int32)
+
+
+def _no_tokens(count: int) -> SampleOutput:
+    return SampleOutput(
+        token_ids=np.full(count, NO_TOKEN, dtype=np.int32),
+        logprobs=np.full(count, np.nan, dtype=np.float32),
+        top_ids=[np.empty(0, dtype=np.int32) for _ in range(count)],
+        top_logprobs=[np.empty(0, dtype=np.float32) for _ in range(count)],
+    )
+
+
+def _set_token(output: SampleOutput, index: int, token_id: int, logits: Float32Array, num_logprobs: int) -> None:
+    output.token_ids[index] = token_id
+    if num_logprobs < 0:
+        return
+    logprobs = log_softmax(logits).astype(np.float32)
+    output.logprobs[index] = logprobs[token_id]
+    if num_logprobs > 0:
+        output.top_ids[index] = top_tokens(logits, num_logprobs)
+        output.top_logprobs[index] = logprobs[output.top_ids[index]]

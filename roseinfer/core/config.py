@@ -187,8 +187,10 @@ class Config:
     api_key_file: str | None = _setting(None, path(), "server", "File with one API key per line.")
     served_model_name: str | None = _setting(None, text(), "server", "Name in replies. [default: the model's]")
     max_queue: int = _setting(256, integer(0, 1 << 20), "server", "Most requests that wait; more are refused with 503.")
-    log_level: str = _setting(
-        "info", choice("debug", "info", "warning", "error"), "server", "How much is logged; debug adds an access log."
+    log_level: str = _setting("info", choice("debug", "info", "warning", "error"), "server", "How much is logged.")
+    access_log: bool = _setting(True, switch(), "server", "Write a line of JSON about each request to standard output.")
+    metrics_prefix: str = _setting(
+        "roseinfer", choice("roseinfer", "vllm", "both"), "server", "What names in /metrics begin with."
     )
 
     @property

@@ -16,15 +16,33 @@ def check_request(request: AddRequest, vocab_size: int, max_model_len: int) -> N
     """Raises `InvalidRequestError` unless the engine can run the request as it is."""
     check_ids(request, vocab_size, max_model_len)
     check_int("num_logprobs", request.num_logprobs, -1, vocab_size)
+    check_int("num_prompt_logprobs", request.num_prompt_logprobs, -1, vocab_size)
+    check_int("max_tokens", request.max_tokens, 0, 2**31 - 1)
+    check_int("min_tokens", request.min_tokens, 0, 2**31 - 1)
     SamplingParams(
-        max_tokens=request.max_tokens,
+        # Which of the two is the higher one is the caller's matter: `max_tokens` may have been cut to what fits.
+        max_tokens=max(request.max_tokens, request.min_tokens),
+        min_tokens=request.min_tokens,
         temperature=request.temperature,
         top_k=request.top_k,
         top_p=request.top_p,
         min_p=request.min_p,
         seed=request.seed,
-        logprobs=None if request.num_logprobs < 0 else request.num_logprobs,
+        logprobs=_asked_for(request.num_logprobs),
+        prompt_logprobs=_asked_for(request.num_prompt_logprobs),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=request.logit_bias,
+        bad_words_ids=tuple(map(tuple, request.bad_words_ids)),
+        grammar=request.grammar,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
     )
+
+
+def _asked_for(num_logprobs: int) -> int | None:
+    return None if num_logprobs < 0 else num_logprobs
 
 
 def check_ids(request: AddRequest, vocab_size: int, max_model_len: int) -> None:
@@ -32,10 +50,21 @@ def check_ids(request: AddRequest, vocab_size: int, max_model_len: int) -> None:
     check_token_ids("prompt", request.prompt_ids, vocab_size)
     check_token_ids("output_ids", request.output_ids, vocab_size)
     check_token_ids("stop_token_ids", request.stop_token_ids, vocab_size)
+    check_token_ids("logit_bias", list(request.logit_bias), vocab_size)
+    check_token_ids("allowed_token_ids", request.allowed_token_ids, vocab_size)
+    _check_words(request.bad_words_ids, vocab_size)
     check_length(len(request.prompt_ids), max_model_len)
     check_length(len(request.prompt_ids) + len(request.output_ids), max_model_len + 1)
+    check_int("allowed_token_ids", len(request.allowed_token_ids), 0, vocab_size)
     check_int("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
     check_int("choice", request.choice, 0, MAX_CHOICE)
+
+
+def _check_words(words: Sequence[Sequence[int]], vocab_size: int) -> None:
+    for word in words:
+        check_token_ids("bad_words", word, vocab_size)
+        if not word:
+            raise InvalidRequestError("bad_words must not hold a word without tokens", "bad_words")
 
 
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:

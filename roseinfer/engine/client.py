@@ -118,7 +118,18 @@ class EngineClient:
             seed=self._random.getrandbits(63) if params.seed is None else params.seed,
             choice=choice,
             stop_token_ids=list(dict.fromkeys((*params.stop_token_ids, *eos_ids))),
-            num_logprobs=-1 if params.logprobs is None else min(params.logprobs, self.vocab_size),
+            num_logprobs=_num_logprobs(params.logprobs, self.vocab_size),
+            min_tokens=params.min_tokens,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            repetition_penalty=params.repetition_penalty,
+            logit_bias=dict(params.logit_bias),
+            allowed_token_ids=list(params.allowed_token_ids or ()),
+            bad_words_ids=[list(word) for word in params.bad_words_ids],
+            num_prompt_logprobs=_num_logprobs(params.prompt_logprobs, self.vocab_size),
+            grammar=params.grammar,
+            priority=params.priority,
+            cache_salt=params.cache_salt,
         )
         check_ids(request, self.vocab_size, self.max_model_len)
         return request
@@ -128,14 +139,20 @@ class EngineClient:
 
         Raises `OverloadedError` if the queue is full, `EngineError` if the engine is gone.
         """
+        self._submit([(request, on_output)])
+
+    def _submit(self, submissions: Sequence[tuple[AddRequest, OnOutput]]) -> None:
+        """All of them or, if there is no room, none."""
         with self._lock:
             self.check_alive()
-            if request.request_id in self._live:
-                raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
-            if len(self._live) >= self.max_live:
+            for request, _ in submissions:
+                if request.request_id in self._live:
+                    raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
+            if len(self._live) + len(submissions) > self.max_live:
                 raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
-            self._live[request.request_id] = on_output
-            self._thread.send(request)  # under the lock, so that no abort overtakes it
+            for request, on_output in submissions:
+                self._live[request.request_id] = on_output
+                self._thread.send(request)  # under the lock, so that no abort overtakes it
 
     def abort(self, request_id: str) -> None:
         """Ends a request after the current step; from any thread. An unknown or finished id is fine."""
@@ -143,19 +160,19 @@ class EngineClient:
             if request_id in self._live:
                 self._thread.send(AbortRequest(request_id))
 
-    def stream_sync(self, request: AddRequest) -> Generator[TokenOutput, None, None]:
-        """Submits on the first `next` and yields until the request is finished; closing it aborts the request."""
+    def stream_sync(self, *requests: AddRequest) -> Generator[TokenOutput, None, None]:
+        """Submits on the first `next` and yields until all requests are finished; closing it aborts the rest."""
         outputs: SimpleQueue[TokenOutput] = SimpleQueue()
-        self.submit(request, outputs.put)
-        is_finished = False
+        self._submit([(request, outputs.put) for request in requests])
+        num_unfinished = len(requests)
         try:
-            while not is_finished:
+            while num_unfinished:
                 output = outputs.get()
-                is_finished = output.finish_reason is not None
+                num_unfinished -= output.finish_reason is not None
                 yield output
         finally:
-            if not is_finished:
-                self.abort(request.request_id)
+            if num_unfinished:
+                self._abort_all(requests)
 
     async def stream(self, request: AddRequest) -> AsyncGenerator[TokenOutput, None]:
         """Submits on the first `anext` and yields until the request is finished.
@@ -168,21 +185,25 @@ class EngineClient:
                     yield output
 
     @contextmanager
-    def open(self, request: AddRequest, *, whole: bool = False) -> Iterator[Inbox]:
-        """Submits a request to be read on the running event loop; leaving the block aborts it if it is not finished.
+    def open(self, *requests: AddRequest, whole: bool = False) -> Iterator[Inbox]:
+        """Submits requests to be read on the running event loop; leaving the block aborts what is not finished.
 
         The event loop is woken once per step, whatever the number of its streams; for requests that are read as a
-        `whole` only when they are finished.
+        `whole` only when one of them is finished.
         """
         with self._mailbox(asyncio.get_running_loop()) as mailbox:
-            inbox = Inbox()
+            inbox = Inbox(len(requests))
             post = partial(mailbox.post, inbox)
-            self.submit(request, _AtTheEnd(post) if whole else post)
+            self._submit([(request, _AtTheEnd(post) if whole else post) for request in requests])
             try:
                 yield inbox
             finally:
                 if not inbox.is_finished:
-                    self.abort(request.request_id)
+                    self._abort_all(requests)
+
+    def _abort_all(self, requests: Iterable[AddRequest]) -> None:
+        for request in requests:
+            self.abort(request.request_id)
 
     # -- on the engine's thread -----------------------------------------------------------------------------
 
@@ -245,6 +266,10 @@ class EngineClient:
                 mailbox.num_streams -= 1
                 if mailbox.num_streams == 0:
                     del self._mailboxes[loop]
+
+
+def _num_logprobs(asked_for: int | None, vocab_size: int) -> int:
+    return -1 if asked_for is None else min(asked_for, vocab_size)
 
 
 class _AtTheEnd:

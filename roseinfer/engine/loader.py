@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roseinfer.backends import ProgramOptions, Progress, compile_program
 from roseinfer.backends.native.compiler import fastest_kv_dtype, kv_block_bytes
@@ -21,10 +22,14 @@ from roseinfer.engine.engine import Engine
 from roseinfer.models import Model, load_model
 from roseinfer.scheduler.scheduler import Scheduler
 
+if TYPE_CHECKING:
+    from roseinfer.constraints import GrammarCompiler
+
 logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
 DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_running requests
+NUM_SCORE_ROWS = 32  # rows of logits for prompts' logprobs, beside those that running requests sample from
 MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
@@ -59,6 +64,7 @@ def build_engine(
     max_running: int = 64,
     kv_cache_memory: int | None = None,
     prefix_cache: bool = True,
+    grammars: GrammarCompiler | None = None,
     progress: Progress | None = None,
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
@@ -79,7 +85,7 @@ def build_engine(
     options = ProgramOptions(
         num_blocks=num_blocks,
         max_batch_tokens=max_batch_tokens,
-        max_logit_rows=min(max_running, max_batch_tokens),
+        max_logit_rows=min(max_running + NUM_SCORE_ROWS, max_batch_tokens),
         block_size=BLOCK_SIZE,
         dtype=dtype,
         kv_dtype=kv_dtype,
@@ -94,11 +100,12 @@ def build_engine(
         max_batch_tokens=max_batch_tokens,
         max_running=min(max_running, max_batch_tokens),
         max_model_len=context,
+        max_logit_rows=options.max_logit_rows,
     )
     if scheduler.max_model_len < context:
         cut = "the KV cache holds %d tokens, so the context is cut to that from %d; see --kv-cache-memory"
         logger.warning(cut, scheduler.max_model_len, context)
-    engine = Engine(program, scheduler)
+    engine = Engine(program, scheduler, grammars)
     info = ModelInfo(
         name=model_name(checkpoint),
         file=Path(checkpoint.path).name,

@@ -8,26 +8,31 @@ from roseinfer.core.messages import TokenOutput
 
 
 class Inbox:
-    """What has come for one request and was not taken yet. Belongs to its event loop and to one reader."""
+    """What has come for some requests and was not taken yet. Belongs to its event loop and to one reader."""
 
-    def __init__(self) -> None:
-        self.is_finished = False  # everything has been taken
+    def __init__(self, num_requests: int = 1) -> None:
+        self._num_unfinished = num_requests
         self._outputs: list[TokenOutput] = []
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every request is finished and everything has been taken."""
+        return self._num_unfinished == 0 and not self._outputs
+
     def put(self, output: TokenOutput) -> None:
         self._outputs.append(output)
+        if output.finish_reason is not None:
+            self._num_unfinished -= 1
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def take(self) -> list[TokenOutput]:
-        """All that came since the last call, as soon as there is anything; nothing once the request is finished."""
-        if not self._outputs and not self.is_finished:
+        """All that came since the last call, as soon as there is anything; nothing once all requests are finished."""
+        if not self._outputs and self._num_unfinished:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         outputs, self._outputs = self._outputs, []
-        if outputs and outputs[-1].finish_reason is not None:
-            self.is_finished = True
         return outputs
 
 

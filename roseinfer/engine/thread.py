@@ -9,11 +9,19 @@ import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Final
 
 from roseinfer.core.messages import AddRequest, Command, EngineStats, StepOutput
 from roseinfer.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
+
+
+class _WakeUp:
+    """Something that the engine waited for is there."""
+
+
+_WAKE_UP: Final = _WakeUp()
 
 
 class EngineThread:
@@ -32,7 +40,8 @@ class EngineThread:
         self._engine = engine
         self._on_step = on_step
         self._on_exit = on_exit
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()  # None = stop
+        self._commands: SimpleQueue[Command | _WakeUp | None] = SimpleQueue()  # None = stop
+        engine.on_ready = lambda: self._commands.put(_WAKE_UP)
         self._thread = threading.Thread(target=self._run, name="roseinfer-engine", daemon=True)
 
     def start(self) -> None:
@@ -66,7 +75,8 @@ class EngineThread:
             command = self._commands.get()
             if command is None:
                 return False
-            self._apply(command)
+            if not isinstance(command, _WakeUp):
+                self._apply(command)
         return True
 
     def _apply(self, command: Command) -> None:

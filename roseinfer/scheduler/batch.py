@@ -6,41 +6,47 @@ by what it computes: arrays grow by plain appends and are wrapped by NumPy once,
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from roseinfer.core.batch import ForwardInputs, Int32Array, SamplingInputs
+from roseinfer.core.batch import ForwardInputs, Int32Array, SamplingInputs, ScoreInputs
 from roseinfer.core.messages import AddRequest
 from roseinfer.core.request import Int32List, Request, int32_list
+from roseinfer.scheduler.edits import LogitRules, make_edits
 
 # float32 would turn a smaller top_p into 0, which keeps no token at all.
 _MIN_TOP_P = float(np.finfo(np.float32).tiny)
 _INT32 = np.dtype(np.int32)
+_num_scores = attrgetter("num_scores")
 
 
 class BatchRow:
     """The next `num_new_tokens` uncomputed tokens of a request.
 
-    `wants_logits`: only the last token of a request that catches up in this step; what follows the others is known.
+    `is_sampled`: the token behind the last one is chosen; for a request that catches up in this step, since what
+    follows the others is known. `num_scores`: of how many the logprob of the token behind is wanted all the same.
     """
 
-    __slots__ = ("num_new_tokens", "request", "wants_logits")
+    __slots__ = ("is_sampled", "num_new_tokens", "num_scores", "request")
 
     def __init__(self, request: Request, num_new_tokens: int) -> None:
         self.request = request
         self.num_new_tokens = num_new_tokens
-        self.wants_logits = num_new_tokens == request.num_uncomputed_tokens
+        self.is_sampled = num_new_tokens == request.num_uncomputed_tokens
+        self.num_scores = request.num_scores_of(num_new_tokens) if request.num_unscored_tokens else 0
 
 
 class Batch:
     """The rows of one step, and the requests whose next token it samples. True if there is anything to compute."""
 
-    __slots__ = ("rows", "sampled_requests")
+    __slots__ = ("has_scores", "rows", "sampled_requests")
 
     def __init__(self, rows: list[BatchRow]) -> None:
         self.rows = rows
-        self.sampled_requests = [row.request for row in rows if row.wants_logits]
+        self.sampled_requests = [row.request for row in rows if row.is_sampled]
+        self.has_scores = any(map(_num_scores, rows))
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -50,10 +56,13 @@ class Batch:
         for row in self.rows:
             start = row.request.num_computed_tokens
             stop = start + row.num_new_tokens
+            if row.num_scores:
+                first = len(token_ids) + row.request.num_scored_tokens - start
+                logit_rows.extend(range(first, first + row.num_scores))
             token_ids += row.request.token_ids[start:stop]
             positions.extend(range(start, stop))
             row_offsets.append(len(token_ids))
-            if row.wants_logits:
+            if row.is_sampled:
                 logit_rows.append(len(token_ids) - 1)
         return ForwardInputs(
             token_ids=_as_array(token_ids),
@@ -62,6 +71,30 @@ class Batch:
             block_tables=self._block_tables(),
             logit_rows=_as_array(logit_rows),
         )
+
+    def sample_rows(self) -> Int32Array | None:
+        """Of the rows of logits, those that are sampled; None for all of them."""
+        if not self.has_scores:
+            return None
+        rows, num_logits = int32_list(), 0
+        for row in self.rows:
+            num_logits += row.num_scores + row.is_sampled
+            if row.is_sampled:
+                rows.append(num_logits - 1)
+        return _as_array(rows)
+
+    def score_inputs(self) -> ScoreInputs | None:
+        """The prompts' tokens whose logprobs are wanted, row by row; None if there are none."""
+        if not self.has_scores:
+            return None
+        rows, token_ids, num_logprobs, num_logits = int32_list(), int32_list(), int32_list(), 0
+        for row in self.rows:
+            first = row.request.num_scored_tokens + 1
+            rows.extend(range(num_logits, num_logits + row.num_scores))
+            token_ids += row.request.token_ids[first : first + row.num_scores]
+            num_logprobs.extend([row.request.params.num_prompt_logprobs] * row.num_scores)
+            num_logits += row.num_scores + row.is_sampled
+        return ScoreInputs(_as_array(rows), _as_array(token_ids), _as_array(num_logprobs))
 
     def _block_tables(self) -> Int32Array:
         """[R, B], -1 behind a row's last block."""
@@ -77,16 +110,26 @@ class Batch:
 class SamplingTable:
     """Makes a step's `SamplingInputs`; parameters change only when requests come or go and are kept until then."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._requests: list[Request] = []
         self._parameters = _parameters([])
+        self._edited: list[tuple[int, Request]] = []  # with the row of each
 
-    def inputs(self, requests: list[Request]) -> SamplingInputs:
-        """For requests that are about to get their next token."""
+    def inputs(self, requests: list[Request], rows: Int32Array | None = None) -> SamplingInputs:
+        """For requests that are about to get their next token, from these rows of logits, or from all of them."""
         if requests != self._requests:
             self._requests, self._parameters = requests, _parameters([request.params for request in requests])
+            self._edited = [(row, request) for row, request in enumerate(requests) if request.is_edited]
+            for _, request in self._edited:
+                request.logit_rules = request.logit_rules or LogitRules(request.params, self._vocab_size)
         positions = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
-        return SamplingInputs(**self._parameters, positions=positions)
+        inputs = SamplingInputs(**self._parameters, positions=positions)
+        if rows is not None:
+            inputs.rows = rows
+        if self._edited:
+            inputs.edits = make_edits(self._edited, self._vocab_size)
+        return inputs
 
 
 def _parameters(params: list[AddRequest]) -> dict[str, Any]:

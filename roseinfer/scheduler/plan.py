@@ -22,7 +22,7 @@ class Plan:
             self._worker[digest] = request
 
     def remove(self, request: Request) -> None:
-        """A row whose request is preempted by an older one, if it was planned already."""
+        """A row whose request is preempted by one before it, if it was planned already."""
         self.budget += self.counts.pop(request, 0)
 
     def works_on(self, digest: bytes) -> bool:

@@ -9,14 +9,19 @@ request needs next, the request sits the step out, and finds the block published
 only in steps that bring this block closer, and if the other one is gone it computes the block itself, so
 nobody starves.
 
-Progress: the oldest running request can preempt all others, and every request fits into the pool alone (the
-engine refuses the rest), so a step that has work always computes something.
+A prompt whose logprobs are wanted is computed whole, and in chunks for whose rows of logits there is room: the
+program has `max_logit_rows`, of which every other request that may sample keeps one.
+
+Progress: requests are ordered by priority and age. The first running one can preempt all others, and every request
+fits into the pool alone (the engine refuses the rest), so a step that has work always computes something.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from bisect import insort
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -24,14 +29,14 @@ from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.core.batch import SampleOutput
 from roseinfer.core.errors import EngineError
-from roseinfer.core.messages import FinishReason, TokenOutput
+from roseinfer.core.messages import FinishReason, PromptLogprobs, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch, BatchRow
 from roseinfer.scheduler.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-_by_arrival = attrgetter("arrival")
+_by_order = attrgetter("order")
 
 
 class Scheduler:
@@ -39,7 +44,7 @@ class Scheduler:
 
     A step spends at most `max_batch_tokens`, at most `max_chunk_tokens` of them on one request, and runs at
     most `max_running` requests. `max_model_len` counts prompt and output together; it is lowered to what the
-    block pool holds.
+    block pool holds. `max_logit_rows` is the program's limit, by default what `max_running` requests need.
     """
 
     def __init__(
@@ -51,18 +56,24 @@ class Scheduler:
         max_running: int,
         max_model_len: int,
         max_chunk_tokens: int | None = None,
+        max_logit_rows: int | None = None,
     ) -> None:
         if min(max_batch_tokens, max_running, max_model_len, max_chunk_tokens or 1) < 1:
             raise ValueError("the scheduler's limits must be at least 1")
+        if max_logit_rows is not None and max_logit_rows < max_running:
+            raise ValueError(f"{max_logit_rows} rows of logits are not enough for {max_running} running requests")
         self.block_pool = block_pool
         self.prefix_cache = prefix_cache
         self.max_batch_tokens = max_batch_tokens
         self.max_chunk_tokens = max_chunk_tokens or max_batch_tokens
         self.max_running = max_running
+        self.max_logit_rows = max_logit_rows or max_running
         self.max_model_len = min(max_model_len, block_pool.num_tokens)
         self.num_preemptions = 0
-        self.running: list[Request] = []
-        self.waiting: list[Request] = []  # oldest first
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+        self.running: list[Request] = []  # these and the next by `order`
+        self.waiting: list[Request] = []
         self._requests: dict[str, Request] = {}
 
     def __contains__(self, request_id: str) -> bool:
@@ -78,7 +89,7 @@ class Scheduler:
         if reason is not None:
             return _output(request, [], reason)
         self._requests[request.request_id] = request
-        insort(self.waiting, request, key=_by_arrival)
+        insort(self.waiting, request, key=_by_order)
         return None
 
     def abort(self, request_id: str) -> TokenOutput | None:
@@ -86,8 +97,9 @@ class Scheduler:
         request = self._requests.get(request_id)
         return self._finish(request, _output(request, [], "abort")) if request else None
 
-    def fail(self, request: Request, message: str) -> TokenOutput:
+    def fail(self, request: Request, error: Exception) -> TokenOutput:
         """Ends a request because of a fault of ours."""
+        message = f"the request failed in the engine: {error}"
         return self._finish(request, _output(request, [], "error", error=message))
 
     # -- planning -------------------------------------------------------------------------------------------
@@ -110,40 +122,59 @@ class Scheduler:
         self._plan_chunk(request, plan)
 
     def _admit(self, plan: Plan) -> None:
-        """Starts waiting requests, oldest first, as long as their known tokens fit beside the running ones'."""
+        """Starts waiting requests in order, as long as their known tokens fit beside the running ones'."""
         num_running = len(self.running)
         num_reserved = sum(map(self._num_missing_blocks, self.running))
         for request in self.waiting[: self.max_running - num_running]:
             if not plan.budget:
                 break
             cached = self._match(request)
-            if self._is_in_flight(request, len(cached), plan):
+            if self._is_in_flight(request, len(cached), plan) or not self._chunk_len(request, plan):
                 continue
             if num_reserved + self._num_needed_blocks(request, cached) > self.block_pool.num_available:
                 break
-            self.running.append(request)
+            self._start(request)
             self._take(request, cached)
             self._plan_chunk(request, plan)
             num_reserved += self._num_missing_blocks(request)
         if len(self.running) > num_running:
             self.waiting = [request for request in self.waiting if not request.is_running]
 
+    def _start(self, request: Request) -> None:
+        insort(self.running, request, key=_by_order)
+        if request.num_preemptions == 0:
+            request.started_at = time.monotonic()
+            if self.prefix_cache is not None and self._may_share(request):
+                self.num_prefix_queries += request.num_prompt_tokens
+
     def _plan_chunk(self, request: Request, plan: Plan) -> None:
-        count = self._chunk_len(request, plan.budget)
-        if self._make_room(request, count, plan):
+        count = self._chunk_len(request, plan)
+        if count and self._make_room(request, count, plan):
             plan.add(request, count, self._digests_touched(request, count))
 
-    def _chunk_len(self, request: Request, budget: int) -> int:
-        """Next tokens to compute. Short of the request's end, a chunk stops at a block's border: there it is shared."""
-        count = min(request.num_uncomputed_tokens, budget, self.max_chunk_tokens)
+    def _chunk_len(self, request: Request, plan: Plan) -> int:
+        """Next tokens to compute. Short of the request's end, a chunk stops at a block's border: there it is shared.
+
+        At least 1, but for a prompt to be scored that finds no row of logits left.
+        """
+        count = min(request.num_uncomputed_tokens, plan.budget, self.max_chunk_tokens)
+        if request.num_unscored_tokens:
+            count = min(count, request.num_tokens_within(self._num_logits_left(plan)))
         overhang = (request.num_computed_tokens + count) % self.block_pool.block_size
         return count - overhang if overhang < count < request.num_uncomputed_tokens else count
+
+    def _num_logits_left(self, plan: Plan) -> int:
+        """Rows of logits for prompts to be scored: neither taken by a planned one nor kept for who may sample."""
+        num_others = sum(not request.num_unscored_tokens for request in self._requests.values())
+        num_kept = min(num_others, self.max_running - 1)
+        scored = [(request, count) for request, count in plan.counts.items() if request.num_unscored_tokens]
+        return self.max_logit_rows - num_kept - sum(request.num_logits_of(count) for request, count in scored)
 
     # -- sharing --------------------------------------------------------------------------------------------
 
     def _match(self, request: Request) -> list[int]:
         """Cached blocks to go on with; none inside a block, which the request fills itself."""
-        if self.prefix_cache is None or not self._is_at_border(request):
+        if self.prefix_cache is None or not self._may_share(request):
             return []
         return self.prefix_cache.match(request)
 
@@ -154,35 +185,39 @@ class Scheduler:
         num_tokens = len(cached) * self.block_pool.block_size
         request.num_computed_tokens += num_tokens
         if request.num_preemptions == 0:
-            request.num_cached_tokens = min(request.num_cached_tokens + num_tokens, request.num_prompt_tokens)
+            num_tokens = min(num_tokens, request.num_prompt_tokens - request.num_cached_tokens)
+            request.num_cached_tokens += num_tokens
+            self.num_prefix_hits += num_tokens
 
     def _is_in_flight(self, request: Request, num_matched: int, plan: Plan) -> bool:
         """Whether a row of this step works on the block that the request needs behind its matched ones."""
-        if self.prefix_cache is None or not self._is_at_border(request):
+        if self.prefix_cache is None or not self._may_share(request):
             return False
         digest = self.prefix_cache.wanted_digest(request, len(request.block_table) + num_matched)
         return digest is not None and plan.works_on(digest)
 
     def _digests_touched(self, request: Request, count: int) -> list[bytes]:
         """Of the blocks that the next `count` tokens lie in, as far as the request will make them full by itself."""
-        if self.prefix_cache is None or not _is_catching_up(request):
-            return []
+        if self.prefix_cache is None or not _is_catching_up(request) or request.num_unscored_tokens:
+            return []  # nobody waits for a prompt that is scored, which takes many small chunks
         start = request.num_computed_tokens // self.block_pool.block_size
         stop = self.block_pool.num_blocks_for(request.num_computed_tokens + count)
         return self.prefix_cache.digests(request, start, min(stop, request.num_tokens // self.block_pool.block_size))
 
-    def _is_at_border(self, request: Request) -> bool:
-        return request.num_computed_tokens == len(request.block_table) * self.block_pool.block_size
+    def _may_share(self, request: Request) -> bool:
+        """Whether the request can go on with blocks of others: at a border, and if it needs no logits of theirs."""
+        is_at_border = request.num_computed_tokens == len(request.block_table) * self.block_pool.block_size
+        return is_at_border and not request.num_unscored_tokens
 
     # -- blocks ---------------------------------------------------------------------------------------------
 
     def _make_room(self, request: Request, count: int, plan: Plan) -> bool:
-        """Blocks for the next `count` tokens, at the expense of the youngest. False if that is the request itself."""
+        """Blocks for the next `count` tokens, at the expense of the last in order. False if that is the request."""
         num_blocks = self.block_pool.num_blocks_for(request.num_computed_tokens + count) - len(request.block_table)
         while num_blocks > self.block_pool.num_available:
-            youngest = max(self.running, key=_by_arrival)
-            self._preempt(youngest, plan)
-            if youngest is request:
+            last = self.running[-1]
+            self._preempt(last, plan)
+            if last is request:
                 return False
         if num_blocks > 0:
             request.block_table.extend(self.block_pool.allocate(num_blocks))
@@ -193,7 +228,7 @@ class Scheduler:
         plan.remove(request)
         self.running.remove(request)
         self._release_blocks(request)
-        insort(self.waiting, request, key=_by_arrival)
+        insort(self.waiting, request, key=_by_order)
         request.num_preemptions += 1
         self.num_preemptions += 1
 
@@ -213,32 +248,74 @@ class Scheduler:
 
     # -- taking in ------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch, samples: SampleOutput) -> list[TokenOutput]:
-        """Takes in a computed step: `samples` are the tokens of `batch.sampled_requests`, in that order."""
+    def update(
+        self,
+        batch: Batch,
+        samples: SampleOutput,
+        scores: SampleOutput | None = None,
+        failures: Mapping[Request, Exception] | None = None,
+    ) -> list[TokenOutput]:
+        """Takes in a computed step.
+
+        `samples` are the tokens of `batch.sampled_requests`, in that order, `scores` those of `batch.score_inputs`.
+        `failures`: requests whose sample is worthless, though what was computed of them is sound.
+        """
         outputs: list[TokenOutput] = []
         token_ids: list[int] = samples.token_ids.tolist()
+        num_samples = num_scores = 0
         for row in batch.rows:
-            if row.wants_logits:
-                index = len(outputs)
-                outputs.append(self._accept(row.request, row.num_new_tokens, token_ids[index], index, samples))
-            else:
+            output = None
+            if row.num_scores:
+                output = self._take_scores(row, num_scores, scores)
+                num_scores += row.num_scores
+            if output is None and row.is_sampled:
+                error = failures.get(row.request) if failures else None
+                output = self._accept(row, token_ids[num_samples], num_samples, samples, error)
+            elif output is None:
                 self._advance(row.request, row.num_new_tokens)
+            num_samples += row.is_sampled
+            if output is not None:
+                outputs.append(output)
         return outputs
 
-    def _accept(
-        self, request: Request, num_computed: int, token_id: int, index: int, samples: SampleOutput
-    ) -> TokenOutput:
+    def _take_scores(self, row: BatchRow, index: int, scores: SampleOutput | None) -> TokenOutput | None:
         try:
-            if token_id < 0:
-                raise EngineError("the model's logits hold no finite number")
-            logprobs = _logprobs(request, index, samples)
-            self._advance(request, num_computed)
-            request.token_ids.append(token_id)
-            reason = self._finish_reason(request)
-            output = _output(request, [token_id], reason, **logprobs)
+            if scores is None or row.request.prompt_logprobs is None:
+                raise EngineError("the prompt was not scored")
+            count = row.request.params.num_prompt_logprobs
+            _append_scores(row.request.prompt_logprobs, scores, slice(index, index + row.num_scores), count)
+            row.request.num_unscored_tokens -= row.num_scores
         except Exception as error:  # one request's fault is never another's
-            return self._distrust(request, error)
-        return output if reason is None else self._finish(request, output)
+            return self._distrust(row.request, error)
+        return None
+
+    def _accept(
+        self, row: BatchRow, token_id: int, index: int, samples: SampleOutput, error: Exception | None
+    ) -> TokenOutput:
+        request = row.request
+        try:
+            if error is None and token_id < 0:
+                raise EngineError(_no_token(request))
+            fields = _logprobs(request, index, samples)
+            self._advance(request, row.num_new_tokens)
+        except Exception as fault:
+            return self._distrust(request, fault)
+        try:
+            if error is not None:
+                raise error
+            request.token_ids.append(token_id)
+            if request.constraint is not None and token_id not in request.stop_token_ids:
+                request.constraint.accept(token_id)
+            reason = self._finish_reason(request)
+        except Exception as fault:
+            logger.error("request %s failed: %s", request.request_id, fault)
+            return self.fail(request, fault)
+        if len(request.token_ids) == request.num_given_tokens + 1:
+            fields |= _first_token_fields(request)
+        if reason is None:
+            return _output(request, [token_id], None, **fields)
+        fields["decode_seconds"] = time.monotonic() - request.first_token_at
+        return self._finish(request, _output(request, [token_id], reason, **fields))
 
     def _advance(self, request: Request, num_tokens: int) -> None:
         size = self.block_pool.block_size
@@ -252,12 +329,14 @@ class Scheduler:
         logger.error("request %s failed: %s", request.request_id, error)
         if self.prefix_cache is not None:
             self.prefix_cache.forget(request.block_table.tolist())
-        return self.fail(request, f"the request failed in the engine: {error}")
+        return self.fail(request, error)
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
         num_tokens = len(request.token_ids)
         num_output_tokens = num_tokens - request.num_prompt_tokens
         if num_output_tokens and request.token_ids[-1] in request.stop_token_ids:
+            return "stop"
+        if request.constraint is not None and request.constraint.is_finished:
             return "stop"
         if num_output_tokens >= request.params.max_tokens or num_tokens >= self.max_model_len:
             return "length"
@@ -275,11 +354,12 @@ class Scheduler:
     def check(self) -> None:
         """Raises AssertionError unless queues, tables and pool agree and no writable block is shared."""
         self.block_pool.check(request.block_table.tolist() for request in self._requests.values())
-        queued = sorted([*self.running, *self.waiting], key=_by_arrival)
-        assert queued == sorted(self._requests.values(), key=_by_arrival), "a request is in no queue, or in two"
+        queued = sorted([*self.running, *self.waiting], key=_by_order)
+        assert queued == sorted(self._requests.values(), key=_by_order), "a request is in no queue, or in two"
         assert all(request.is_running for request in self.running), "a running request holds no block"
         assert not any(request.is_running for request in self.waiting), "a waiting request holds blocks"
-        assert self.waiting == sorted(self.waiting, key=_by_arrival), "the queue is out of order"
+        for queue in (self.running, self.waiting):
+            assert queue == sorted(queue, key=_by_order), "a queue is out of order"
         assert len(self.running) <= self.max_running, "too many run"
         for request in self.running:
             self._check_blocks(request)
@@ -287,6 +367,8 @@ class Scheduler:
     def _check_blocks(self, request: Request) -> None:
         table = request.block_table.tolist()
         assert request.num_computed_tokens < request.num_tokens, f"nothing to compute for {request}"
+        if request.num_unscored_tokens:
+            assert request.num_computed_tokens <= request.num_scored_tokens, f"{request} left out logprobs"
         assert len(table) == self.block_pool.num_blocks_for(request.num_computed_tokens), f"{request} holds {table}"
         assert len(set(table)) == len(table), f"{request} holds a block twice: {table}"
         for block in table[request.num_computed_tokens // self.block_pool.block_size :]:
@@ -298,7 +380,7 @@ def _is_catching_up(request: Request) -> bool:
     return request.num_uncomputed_tokens > 1
 
 
-def _logprobs(request: Request, index: int, samples: SampleOutput) -> dict[str, list[Any]]:
+def _logprobs(request: Request, index: int, samples: SampleOutput) -> dict[str, Any]:
     count = request.params.num_logprobs
     if count < 0:
         return {}
@@ -309,12 +391,39 @@ def _logprobs(request: Request, index: int, samples: SampleOutput) -> dict[str, 
     return {"logprobs": logprobs, "top_ids": [top_ids[:count]], "top_logprobs": [top_logprobs[:count]]}
 
 
+def _append_scores(prompt: PromptLogprobs, scores: SampleOutput, rows: slice, count: int) -> None:
+    """`count`: of the most likely tokens beside each."""
+    if scores.token_ids[rows].min() < 0:
+        raise EngineError("the model's logits hold no finite number")
+    prompt.logprobs.extend(scores.logprobs[rows].tolist())
+    if count:
+        prompt.top_ids.extend(ids[:count].tolist() for ids in scores.top_ids[rows])
+        prompt.top_logprobs.extend(logprobs[:count].tolist() for logprobs in scores.top_logprobs[rows])
+
+
+def _first_token_fields(request: Request) -> dict[str, Any]:
+    prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+    request.first_token_at = time.monotonic()
+    return {
+        "prompt_logprobs": prompt_logprobs,
+        "queue_seconds": request.started_at - request.added_at,
+        "prefill_seconds": request.first_token_at - request.started_at,
+    }
+
+
+def _no_token(request: Request) -> str:
+    """Why nothing could be sampled."""
+    if request.is_edited:
+        return "everything is forbidden that the model could say, or its logits hold no finite number"
+    return "the model's logits hold no finite number"
+
+
 def _output(request: Request, token_ids: list[int], reason: FinishReason | None, **fields: Any) -> TokenOutput:
     return TokenOutput(
         request_id=request.request_id,
         token_ids=token_ids,
         finish_reason=reason,
-        stop_token_id=request.token_ids[-1] if reason == "stop" else None,
+        stop_token_id=request.stop_token_id if reason == "stop" else None,
         num_cached_tokens=request.num_cached_tokens,
         **fields,
     )

@@ -15,3 +15,14 @@ def engine_of(request: Request) -> InferenceEngine:
 def defaults_of(request: Request) -> GenerateParams:
     defaults: GenerateParams = request.app.state.defaults
     return defaults
+
+
+def fingerprint_in(request: Request) -> str:
+    fingerprint: str = request.app.state.fingerprint
+    return fingerprint
+
+
+def start_time_of(request: Request) -> int:
+    """In seconds since 1970."""
+    started_at: int = request.app.state.started_at
+    return started_at

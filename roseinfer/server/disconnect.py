@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from roseinfer.inference_engine import Generation, InferenceEngine
+from roseinfer.generation import Generation
+from roseinfer.inference_engine import InferenceEngine
 
 T = TypeVar("T")
 

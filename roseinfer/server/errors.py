@@ -1,33 +1,51 @@
-"""Every failure as a reply of one shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Every failure as a reply of one shape, OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+
+Routes of other APIs tell the same in their own: see `ErrorResponse`.
+"""
 
 from __future__ import annotations
 
 import http
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError, RoseinferError
+from roseinfer.server.anthropic.errors import error_fields, is_anthropic
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+OVERLOADED = "server_is_overloaded"
+RETRYABLE = (408, 409, 429)  # below 500
 MAX_REPORTED_FIELDS = 8
 
 
+class ModelNotFoundError(InvalidRequestError):
+    """The body names a model that is not served here; HTTP 404."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "model", "model_not_found")
+
+
 class ErrorDetail(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
     message: str
-    type: str
-    param: str | None
-    code: str | None
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None = Field(description="the field that is wrong")
+    code: str | None = Field(description="for programs, for example context_length_exceeded")
 
 
 class ErrorReply(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
     error: ErrorDetail
 
 
@@ -35,6 +53,22 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is wrong"},
     "5XX": {"model": ErrorReply, "description": "The request could not be served"},
 }
+
+
+class ErrorResponse(JSONResponse):
+    """In the shape that callers of the path expect."""
+
+    def __init__(self, error: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> None:
+        super().__init__({"error": error}, status, headers)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_anthropic(scope["path"]):
+            request_id = scope.get("state", {}).get("request_id")
+            error = error_fields(self.status_code, self._error["message"], self._error["param"], request_id)
+            self.body = self.render(error)
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def error_response(
@@ -46,17 +80,34 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     kind = SERVER_ERROR if status >= 500 else INVALID_REQUEST
-    reply = ErrorReply(error=ErrorDetail(message=message, type=kind, param=param, code=code))
-    return JSONResponse(reply.model_dump(), status, headers)
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return ErrorResponse(error, status, {**_retry_advice(status), **(headers or {})})
+
+
+def _retry_advice(status: int) -> dict[str, str]:
+    """OpenAI's clients try again unless they are told that it is of no use."""
+    return {} if status >= 500 or status in RETRYABLE else {"x-should-retry": "false"}
+
+
+def code_of(error: RoseinferError) -> str:
+    """What logs call it: its code or, where it has none, its type."""
+    match error:
+        case InvalidRequestError():
+            return error.code or INVALID_REQUEST
+        case OverloadedError():
+            return OVERLOADED
+    return SERVER_ERROR
 
 
 def response_of(error: RoseinferError) -> JSONResponse:
     match error:
+        case ModelNotFoundError():
+            return error_response(404, error.message, param=error.param, code=error.code)
         case InvalidRequestError():
             return error_response(400, error.message, param=error.param, code=error.code)
         case OverloadedError():
             retry_after = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-            return error_response(503, str(error), code="server_is_overloaded", headers=retry_after)
+            return error_response(503, str(error), code=OVERLOADED, headers=retry_after)
         case EngineError():
             return error_response(500, str(error))
     return error_response(500, "the server failed to answer this request")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, get_type_hints
 
 from fastapi.exceptions import RequestValidationError
@@ -74,8 +74,23 @@ def _validate(model: type[BaseModel], value: Any) -> BaseModel:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
+        problems = [
+            {**problem, "loc": ("body", *_place_in(value, problem["loc"]))}
+            for problem in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
         raise RequestValidationError(problems) from None
+
+
+def _place_in(value: Any, location: Sequence[str | int]) -> Iterator[str | int]:
+    """Of Pydantic's location the parts that lead somewhere in the body: it names alternatives of a field as well."""
+    for index, part in enumerate(location, 1):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        elif index < len(location) or not isinstance(value, dict) or part == "[key]":
+            continue  # the last part may be a field that is missing
+        yield part
 
 
 def _check_content_type(content_type: str) -> None:

@@ -42,8 +42,10 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 engine = stack.enter_context(_load_engine(config))
                 import_fastapi()
                 from roseinfer.server.app import create_app
+                from roseinfer.server.middleware.access_log import set_up_access_log
 
-                app = create_app(engine, defaults=defaults, api_keys=api_keys)
+                app = create_app(engine, defaults=defaults, api_keys=api_keys, metrics_prefix=config.metrics_prefix)
+                set_up_access_log(config.access_log, is_debug=config.log_level == "debug")
                 server = make_server(app, config.log_level, lambda: _announce(engine, listener))
                 settle_interpreter()
             server.run([listener])
@@ -114,6 +116,7 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
             """The first signal lets requests finish; the next one finds the default handler, which kills."""
             logger.info("stopping; running requests have %d seconds, a second signal ends them", DRAIN_SECONDS)
             self.should_exit = True
+            app.state.is_draining = True
             for handled in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(handled, signal.SIG_DFL)
 
@@ -125,7 +128,7 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
         lifespan="off",
         log_config=None,
         log_level="info" if log_level == "debug" else "warning",
-        access_log=log_level == "debug",
+        access_log=False,
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,

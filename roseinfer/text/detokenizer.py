@@ -30,6 +30,11 @@ class Detokenizer:
         """What is left when no more ids come: U+FFFD for a character that was cut off, else nothing."""
         return self._strip(self._decoder.decode(b"", final=True))
 
+    @property
+    def has_open_character(self) -> bool:
+        """Whether bytes wait for the rest of their character."""
+        return bool(self._decoder.getstate()[0])
+
     def _strip(self, text: str) -> str:
         if self._strip_space and text:
             self._strip_space = False

@@ -19,6 +19,7 @@ from roseinfer.text.end_tokens import find_end_ids
 from roseinfer.text.library_encoder import LibraryEncoder, library_errors
 from roseinfer.text.pre_tokenizers import find_pre_tokenizer
 from roseinfer.text.spm import SentencePieceEncoder, find_byte_ids
+from roseinfer.text.template_sources import build_chat_template, gguf_templates
 from roseinfer.text.token_bytes import SPACE_MARK, byte_level, sentencepiece, verbatim
 from roseinfer.text.tokenizer import Encoder, Tokenizer
 from roseinfer.text.vocabulary import Vocabulary
@@ -39,6 +40,14 @@ class TokenType(IntEnum):
 
 
 _SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED)
+_TEMPLATE_TOKENS = {  # what templates call them, and what GGUF does
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
+    "mask_token": "mask",
+}
 
 
 class GgufTokens:
@@ -174,7 +183,22 @@ def _tokenizer(
         add_prefix=_flag(metadata, "add_bos_token", add_bos),
         strip_space=strip_space,
         max_token_chars=max(map(len, tokens.texts)),
+        chat_template=build_chat_template(
+            gguf_templates(metadata),
+            tokens=_template_tokens(tokens, metadata, end_ids),
+            control_names=tokens.of_types(TokenType.CONTROL, TokenType.UNKNOWN),
+        ),
     )
+
+
+def _template_tokens(tokens: GgufTokens, metadata: Metadata, end_ids: list[int]) -> dict[str, str]:
+    """The texts of special tokens by the names that templates use; ids that are none are left out."""
+    names = {"eos_token": tokens.texts[end_ids[0]]} if end_ids else {}
+    for name, key in _TEMPLATE_TOKENS.items():
+        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if type(token_id) is int and 0 <= token_id < len(tokens.texts):
+            names[name] = tokens.texts[token_id]
+    return names
 
 
 def _named_end_ids(tokens: GgufTokens) -> list[int]:

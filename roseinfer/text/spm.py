@@ -134,6 +134,10 @@ class SentencePieceEncoder:
             after_token = isinstance(part, int)
         return ids
 
+    def encode_after_token(self, text: str) -> list[int]:
+        """Plain text that follows a special token: the same as at the start."""
+        return self.encode(text, parse_special=False)
+
     def _encode_plain(self, text: str, ids: list[int]) -> None:
         cache = self._cache
         for segment in self._cutter.cut(text.replace(" ", SPACE_MARK)):

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from roseinfer.core.errors import InvalidRequestError
+from roseinfer.text.chat_template import ChatTemplate
+from roseinfer.text.control_names import Segment
 from roseinfer.text.detokenizer import Detokenizer
 from roseinfer.text.token_bytes import replace_surrogates
 from roseinfer.text.vocabulary import Vocabulary
@@ -16,13 +18,18 @@ class Encoder(Protocol):
 
     def encode(self, text: str, parse_special: bool) -> list[int]: ...
 
+    def encode_after_token(self, text: str) -> list[int]:
+        """Plain text, names of special tokens included, that follows a special token."""
+        ...
+
 
 class Tokenizer:
     """Thread safe. Made by `load_tokenizer`.
 
     `prefix_ids` is what a text of this model starts with, usually BOS, and `add_prefix` whether it does so unasked;
     `strip_space` says that encoding puts a space before a text, which decoding takes away again;
-    `max_token_chars` is how much of a text one token may stand for, None where nobody knows.
+    `max_token_chars` is how much of a text one token may stand for, None where nobody knows;
+    `chat_template` is None for a model without one.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class Tokenizer:
         add_prefix: bool,
         strip_space: bool,
         max_token_chars: int | None = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         self._encoder = encoder
         self._vocabulary = vocabulary
@@ -44,6 +52,7 @@ class Tokenizer:
         self._add_prefix = add_prefix
         self._strip_space = strip_space
         self._max_token_chars = max_token_chars
+        self.chat_template = chat_template
         self.bos_id = bos_id
         self.eos_ids = tuple(dict.fromkeys(eos_ids))  # the model's own EOS first
         self.pad_id = pad_id
@@ -59,7 +68,23 @@ class Tokenizer:
         `add_bos`: None means as the model's tokenizer says; a BOS that the text already starts with is not
         doubled. `parse_special=False` takes the names of special tokens for the ordinary text they are.
         """
-        ids = self._encoder.encode(replace_surrogates(text), parse_special)
+        return self._with_prefix(self._encoder.encode(replace_surrogates(text), parse_special), add_bos)
+
+    def encode_segments(self, segments: Iterable[Segment], *, add_bos: bool | None = None) -> list[int]:
+        """The ids of (text, parse_special) one after the other, as `RenderedPrompt.segments` has them.
+
+        Each but the first is taken to begin with a special token or, where those are not parsed, to follow one.
+        """
+        ids: list[int] = []
+        for text, parse_special in segments:
+            text = replace_surrogates(text)
+            if ids and not parse_special:
+                ids += self._encoder.encode_after_token(text)
+            else:
+                ids += self._encoder.encode(text, parse_special)
+        return self._with_prefix(ids, add_bos)
+
+    def _with_prefix(self, ids: list[int], add_bos: bool | None) -> list[int]:
         wants_prefix = self._add_prefix if add_bos is None else add_bos
         if wants_prefix and ids[: len(self._prefix_ids)] != self._prefix_ids:
             return [*self._prefix_ids, *ids]

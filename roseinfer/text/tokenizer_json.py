@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from roseinfer.core.errors import TokenizerError
 from roseinfer.text.end_tokens import find_end_ids
 from roseinfer.text.library_encoder import LibraryEncoder, library_errors
+from roseinfer.text.template_sources import build_chat_template, directory_templates
 from roseinfer.text.token_bytes import TokenDecoder, parse_decoder
 from roseinfer.text.tokenizer import Tokenizer
 from roseinfer.text.vocabulary import Vocabulary
@@ -40,7 +41,8 @@ def _read_library(file: Path) -> LibraryTokenizer:
 
 
 def _build(library: LibraryTokenizer, settings: _Settings) -> Tokenizer:
-    encoder = LibraryEncoder(library)
+    control_names = settings.control_names
+    encoder = LibraryEncoder(library, control_names)
     prefix_ids = _prefix_ids(library)
     bos_id = settings.bos_id if settings.bos_id is not None else next(iter(prefix_ids), None)
     decoder = parse_decoder(_state(library.decoder))
@@ -54,6 +56,9 @@ def _build(library: LibraryTokenizer, settings: _Settings) -> Tokenizer:
         prefix_ids=prefix_ids or ([] if bos_id is None else [bos_id]),
         add_prefix=bool(prefix_ids) if add_bos is None else add_bos,
         strip_space=decoder.strip_space,
+        chat_template=build_chat_template(
+            settings.chat_templates, tokens=settings.template_tokens, control_names=control_names
+        ),
     )
 
 
@@ -97,6 +102,7 @@ class _Settings:
     """What tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json say."""
 
     def __init__(self, directory: Path, library: LibraryTokenizer) -> None:
+        self._directory = directory
         self._library = library
         self._tokenizer = {
             **_read_json(directory / "special_tokens_map.json"),
@@ -125,11 +131,29 @@ class _Settings:
         special = {token.content: token_id for token_id, token in added.items() if token.special}
         return [*self._numbered("eos_token_id"), *self._named("eos_token"), *find_end_ids(special)]
 
+    @property
+    def control_names(self) -> list[str]:
+        """The texts of added tokens that are special or end a generation."""
+        end_ids = set(self.end_ids)
+        added = self._library.get_added_tokens_decoder()
+        return [token.content for token_id, token in added.items() if token.special or token_id in end_ids]
+
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        return directory_templates(self._directory, self._tokenizer)
+
+    @property
+    def template_tokens(self) -> dict[str, str]:
+        """The texts of special tokens by the names that templates use: bos_token, eos_token, ..."""
+        extra = self._tokenizer.get("extra_special_tokens")
+        given = {**(extra if isinstance(extra, dict) else {}), **self._tokenizer}
+        texts = {key: _token_text(value) for key, value in given.items() if key.endswith("_token")}
+        return {key: text for key, text in texts.items() if text is not None}
+
     def _named(self, key: str) -> list[int]:
         """Of a token given by its text, or by an object with `content`."""
-        token = self._tokenizer.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        token_id = self._library.token_to_id(text) if isinstance(text, str) else None
+        text = _token_text(self._tokenizer.get(key))
+        token_id = None if text is None else self._library.token_to_id(text)
         return [] if token_id is None else [token_id]
 
     def _numbered(self, key: str) -> list[int]:
@@ -140,6 +164,12 @@ class _Settings:
             if type(token_id) is not int or not 0 <= token_id < _vocab_size(self._library):
                 raise TokenizerError(f"{key} is {token_id!r}, which the tokenizer does not know")
         return ids
+
+
+def _token_text(token: Any) -> str | None:
+    """Of a token as the files write it: its text, or an object with `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:

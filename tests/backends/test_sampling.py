@@ -1,10 +1,12 @@
-"""The NumPy sampler: the noise against published vectors, the filters against a naive reading of their definition, the
-draws against softmax.
+"""The NumPy sampler: the noise against published vectors, edits and filters against a naive reading of their
+definition, the draws against softmax.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,14 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from roseinfer.backends.sampling import (
+    edit_logits,
     filter_tokens,
     gumbel_noise,
     log_softmax,
     philox4x32,
     sample,
     sample_token,
+    score,
 )
-from roseinfer.core.batch import SampleOutput, SamplingInputs
+from roseinfer.core.batch import LogitEdits, SampleOutput, SamplingInputs, ScoreInputs
 
 # Random123's kat_vectors: "philox4x32 10", counter, key, expected.
 PHILOX_VECTORS = [
@@ -69,6 +73,52 @@ def sample_many(logits: np.ndarray, count: int, **parameters: object) -> np.ndar
 
 def token_of(logits: list[float] | np.ndarray, **parameters: object) -> int:
     return int(sample(np.array([logits], dtype=np.float32), sampling_inputs([0], **parameters)).token_ids[0])
+
+
+@dataclass
+class RowEdit:
+    """What one row wants, all of it optional; `allowed` of None is no mask, `num_words` of None as many as needed."""
+
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    history: Sequence[int] = ()
+    output_start: int = 0
+    bias: Mapping[int, float] = field(default_factory=dict)
+    allowed: Sequence[int] | None = None
+    num_words: int | None = None
+
+
+def logit_edits(edits: Mapping[int, RowEdit], vocab_size: int) -> LogitEdits:
+    """Of the sampled rows that are the keys."""
+    rows = sorted(edits)
+    ordered = [edits[row] for row in rows]
+    masked = [index for index, edit in enumerate(ordered) if edit.allowed is not None]
+    num_words = min([-(-vocab_size // 32), *(edit.num_words for edit in ordered if edit.num_words is not None)])
+    masks = np.zeros((len(masked), num_words), dtype=np.uint32)
+    for mask, index in zip(masks, masked, strict=True):
+        for token_id in ordered[index].allowed or ():
+            if token_id < 32 * num_words:
+                mask[token_id // 32] |= np.uint32(1 << token_id % 32)
+    return LogitEdits(
+        rows=np.array(rows, dtype=np.int32),
+        repetitions=np.array([edit.repetition for edit in ordered], dtype=np.float32),
+        presences=np.array([edit.presence for edit in ordered], dtype=np.float32),
+        frequencies=np.array([edit.frequency for edit in ordered], dtype=np.float32),
+        history=np.array([token_id for edit in ordered for token_id in edit.history], dtype=np.int32),
+        history_offsets=np.cumsum([0, *(len(edit.history) for edit in ordered)], dtype=np.int32),
+        output_starts=np.array([edit.output_start for edit in ordered], dtype=np.int32),
+        bias_ids=np.array([token_id for edit in ordered for token_id in edit.bias], dtype=np.int32),
+        bias_values=np.array([value for edit in ordered for value in edit.bias.values()], dtype=np.float32),
+        bias_offsets=np.cumsum([0, *(len(edit.bias) for edit in ordered)], dtype=np.int32),
+        masks=masks,
+        mask_rows=np.array([masked.index(i) if i in masked else -1 for i in range(len(rows))], dtype=np.int32),
+    )
+
+
+def score_inputs(rows: Sequence[int], token_ids: Sequence[int], num_logprobs: int | Sequence[int] = 0) -> ScoreInputs:
+    counts = np.broadcast_to(np.asarray(num_logprobs, dtype=np.int32), len(rows)).copy()
+    return ScoreInputs(np.array(rows, dtype=np.int32), np.array(token_ids, dtype=np.int32), counts)
 
 
 # -- noise --------------------------------------------------------------------------------------------------------
@@ -193,6 +243,171 @@ def test_a_sampled_token_is_never_a_filtered_or_masked_one(
 @given(ROWS)
 def test_top_k_of_one_is_greedy(logits: np.ndarray) -> None:
     assert token_of(logits, top_k=1, seed=3) == token_of(logits, temperature=0.0) == int(np.argmax(logits))
+
+
+# -- edits --------------------------------------------------------------------------------------------------------
+
+
+def naive_edit(logits: np.ndarray, edit: RowEdit) -> list[np.float32]:
+    """Token by token, in float32."""
+    repetition, presence, frequency = map(np.float32, (edit.repetition, edit.presence, edit.frequency))
+    output = list(edit.history)[edit.output_start :]
+    last = 32 * (len(logits) if edit.num_words is None else edit.num_words)
+    edited = []
+    for token_id, logit in enumerate(logits):
+        if token_id in edit.history:
+            logit = logit / repetition if logit > 0 else logit * repetition
+        if token_id in output:
+            logit = logit - presence
+            logit = logit - frequency * np.float32(output.count(token_id))
+        if token_id in edit.bias:
+            logit = logit + np.float32(edit.bias[token_id])
+        if edit.allowed is not None and (token_id not in edit.allowed or token_id >= last):
+            logit = np.float32(-np.inf)
+        edited.append(logit)
+    return edited
+
+
+@st.composite
+def row_edits(draw: st.DrawFn, vocab_size: int) -> RowEdit:
+    """Every kind there or not, so that all combinations come."""
+    ids = st.integers(0, vocab_size - 1)
+    penalties = st.floats(-2, 2, width=32)
+    biases = st.floats(-100, 100, width=32) | st.just(-math.inf)
+    history = draw(st.lists(ids, max_size=12))
+    return RowEdit(
+        repetition=draw(st.just(1.0) | st.floats(np.float32(0.01), 10, width=32)),
+        presence=draw(st.just(0.0) | penalties),
+        frequency=draw(st.just(0.0) | penalties),
+        history=history,
+        output_start=draw(st.integers(0, len(history) + 1)),
+        bias=draw(st.dictionaries(ids, biases, max_size=6)),
+        allowed=draw(st.none() | st.lists(ids, max_size=vocab_size)),
+        num_words=draw(st.none() | st.integers(1, -(-vocab_size // 32))),
+    )
+
+
+WIDE_ROWS = arrays(np.float32, st.integers(1, 80), elements=st.floats(-30, 30, width=32) | st.just(-np.inf))
+EDITED_ROWS = WIDE_ROWS.flatmap(lambda row: st.tuples(st.just(row), row_edits(len(row))))
+
+
+@settings(max_examples=150, deadline=None)
+@given(EDITED_ROWS)
+def test_edits_equal_the_naive_reading(row_and_edit: tuple[np.ndarray, RowEdit]) -> None:
+    logits, edit = row_and_edit
+    before = logits.copy()
+    edited = edit_logits(logits, logit_edits({0: edit}, len(logits)), 0)
+    assert edited.dtype == np.float32
+    assert edited.tobytes() == np.array(naive_edit(logits, edit), dtype=np.float32).tobytes()
+    np.testing.assert_array_equal(logits, before, "the raw row, whose logprobs are still to come, stays")
+
+
+def edited(logits: list[float], **fields: object) -> list[float]:
+    edits = logit_edits({0: RowEdit(**fields)}, len(logits))
+    return edit_logits(np.array(logits, dtype=np.float32), edits, 0).tolist()
+
+
+def test_repetition_counts_a_token_once_and_pushes_it_down_on_both_sides_of_zero() -> None:
+    history = [0, 0, 0, 1, 2, 1]
+    assert edited([4.0, -4.0, 0.0, 1.0], repetition=2.0, history=history, output_start=3) == [2.0, -8.0, 0.0, 1.0]
+
+
+def test_presence_and_frequency_look_at_the_output_alone() -> None:
+    history = [0, 1, 1, 1, 2, 2]
+    assert edited([8.0, 8.0, 8.0, 8.0], presence=0.5, history=history, output_start=2) == [8.0, 7.5, 7.5, 8.0]
+    assert edited([8.0, 8.0, 8.0, 8.0], frequency=0.5, history=history, output_start=2) == [8.0, 7.0, 7.0, 8.0]
+    assert edited([8.0, 8.0, 8.0, 8.0], frequency=0.5, presence=1.0, history=history, output_start=6) == [8.0] * 4
+
+
+def test_edits_come_in_their_order() -> None:
+    everything = {"repetition": 2.0, "presence": 1.0, "frequency": 0.5, "history": [0, 0], "bias": {0: 3.0, 1: 3.0}}
+    assert edited([4.0, 4.0, 4.0], **everything, allowed=[0, 2]) == [4 / 2 - 1 - 0.5 * 2 + 3, -np.inf, 4.0]
+
+
+def test_tokens_beyond_the_mask_are_forbidden() -> None:
+    logits = [float(i) for i in range(70)]
+    assert np.flatnonzero(np.isfinite(edited(logits, allowed=range(70)))).tolist() == list(range(70))
+    assert np.flatnonzero(np.isfinite(edited(logits, allowed=range(70), num_words=1))).tolist() == list(range(32))
+
+
+def test_edits_that_change_nothing_leave_every_bit() -> None:
+    logits = np.random.default_rng(8).normal(0, 5, 100).astype(np.float32)
+    logits[7] = -np.inf
+    edits = logit_edits({0: RowEdit(history=range(100), bias={5: 0.0}, allowed=range(100))}, 100)
+    assert edit_logits(logits, edits, 0).tobytes() == logits.tobytes()
+
+
+EDITS = {
+    "penalties": RowEdit(repetition=1.3, presence=0.7, frequency=0.2, history=[1, 2, 2, 1], output_start=1),
+    "bias": RowEdit(bias={0: 50.0, 3: -math.inf}),
+    "mask": RowEdit(allowed=[2, 3]),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_choices_follow_the_edits_and_logprobs_the_raw_logits(edit: RowEdit, temperature: float) -> None:
+    logits = np.random.default_rng(9).normal(0, 2, (2, 6)).astype(np.float32)
+    logits[1] = logits[0]
+    inputs = sampling_inputs([0, 1], temperature=temperature, num_logprobs=3, seed=5)
+    output = sample(logits, replace(inputs, edits=logit_edits({1: edit}, 6)))
+    plain = sample(logits, inputs)
+    changed = edit_logits(logits[0], logit_edits({0: edit}, 6), 0)
+    assert output.token_ids[1] == sample(changed[None], sampling_inputs([0], temperature=temperature, seed=5)).token_ids
+    assert output.token_ids[0] == plain.token_ids[0], "the row beside it is as it was"
+    assert output.logprobs[1] == np.float32(log_softmax(logits[0])[output.token_ids[1]])
+    for i in range(2):
+        assert output.top_ids[i].tolist() == plain.top_ids[i].tolist()
+        assert output.top_logprobs[i].tolist() == plain.top_logprobs[i].tolist()
+
+
+DEAD_ENDS = {
+    "nothing allowed": RowEdit(allowed=[]),
+    "all biased away": RowEdit(bias=dict.fromkeys(range(3), -math.inf)),
+    "the allowed one biased away": RowEdit(allowed=[1], bias={1: -math.inf}),
+    "an overflow": RowEdit(repetition=1e-38, history=[1]),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("edit", DEAD_ENDS.values(), ids=DEAD_ENDS)
+def test_a_dead_end_has_no_token(edit: RowEdit, temperature: float) -> None:
+    logits = np.array([[1.0, 9.0, 2.0], [1.0, 9.0, 2.0]], dtype=np.float32)
+    inputs = sampling_inputs([0, 1], temperature=temperature, top_k=1, num_logprobs=2)
+    output = sample(logits, replace(inputs, edits=logit_edits({0: edit}, 3)))
+    assert output.token_ids.tolist() == [-1, 1]
+    assert np.isnan(output.logprobs).tolist() == [True, False]
+    assert [len(ids) for ids in output.top_ids] == [0, 2]
+
+
+def test_a_mask_does_not_make_a_row_sound() -> None:
+    for broken in (np.nan, np.inf):
+        inputs = replace(sampling_inputs([0]), edits=logit_edits({0: RowEdit(allowed=[1])}, 2))
+        assert sample(np.array([[broken, 1.0]], dtype=np.float32), inputs).token_ids.tolist() == [-1]
+
+
+# -- scores -------------------------------------------------------------------------------------------------------
+
+
+def test_a_scored_token_has_the_logprobs_of_a_sampled_one() -> None:
+    logits = np.random.default_rng(10).normal(0, 3, (4, 30)).astype(np.float32)
+    sampled = sample(logits, sampling_inputs([0, 1, 3], seed=[1, 2, 3], num_logprobs=[0, 2, 5]))
+    scored = score(logits, score_inputs([0, 1, 3], sampled.token_ids.tolist(), [0, 2, 5]))
+    np.testing.assert_array_equal(scored.token_ids, sampled.token_ids)
+    np.testing.assert_array_equal(scored.logprobs, sampled.logprobs)
+    for i in range(3):
+        np.testing.assert_array_equal(scored.top_ids[i], sampled.top_ids[i])
+        np.testing.assert_array_equal(scored.top_logprobs[i], sampled.top_logprobs[i])
+
+
+def test_scores_of_any_token_and_of_unsound_rows() -> None:
+    logits = np.array([[0.0, 0.0, -np.inf], [np.nan, 0.0, 0.0]], dtype=np.float32)
+    output = score(logits, score_inputs([0, 0, 1], [1, 2, 1], 2))
+    assert output.token_ids.tolist() == [1, 2, -1]
+    assert output.logprobs[0] == pytest.approx(-math.log(2), abs=1e-6)
+    assert output.logprobs[1] == -np.inf
+    assert np.isnan(output.logprobs[2])
+    assert [ids.tolist() for ids in output.top_ids] == [[0, 1], [0, 1], []]
 
 
 # -- edges --------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from tests.fake_engine import make_request
 BLOCK_SIZE = 4
 
 
-def make(prompt_ids: list[int], cache_salt: bytes = b"") -> Request:
-    return Request(make_request("r", prompt_ids), cache_salt=cache_salt)
+def make(prompt_ids: list[int], cache_salt: str = "") -> Request:
+    return Request(make_request("r", prompt_ids, cache_salt=cache_salt))
 
 
 def compute(pool: BlockPool, cache: PrefixCache, request: Request) -> Request:
@@ -67,10 +67,10 @@ def test_equal_content_is_kept_once(pool: BlockPool, cache: PrefixCache) -> None
 
 def test_salts_keep_prefixes_apart(pool: BlockPool, cache: PrefixCache) -> None:
     tokens = list(range(10))
-    compute(pool, cache, make(tokens, cache_salt=b"tenant a"))
-    assert len(cache.match(make(tokens, cache_salt=b"tenant a"))) == 2
-    assert cache.match(make(tokens, cache_salt=b"tenant b")) == []
-    assert PrefixCache(pool, salt=b"other").match(make(tokens, cache_salt=b"tenant a")) == []
+    compute(pool, cache, make(tokens, cache_salt="tenant a"))
+    assert len(cache.match(make(tokens, cache_salt="tenant a"))) == 2
+    assert cache.match(make(tokens, cache_salt="tenant b")) == []
+    assert PrefixCache(pool, salt=b"other").match(make(tokens, cache_salt="tenant a")) == []
 
 
 def test_forgotten_blocks_are_never_matched(pool: BlockPool, cache: PrefixCache) -> None:

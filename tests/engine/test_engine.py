@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from roseinfer.core.batch import ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.core.batch import ForwardInputs, SampleOutput, SamplingInputs, UInt32Array
+from roseinfer.core.messages import Grammar
 from tests.fake_engine import make_engine, make_request, make_scheduler, run_alone, run_to_end
+from tests.fake_grammars import BAD_GRAMMAR, FakeCompiler, FakeConstraint, hashed_grammar
+from tests.full_engine import FullTranscript, make_full_engine, make_full_scheduler, run_fully, run_fully_alone
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt_ids": []}, "empty"),
@@ -41,6 +45,28 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"choice": 2**31}, "choice"),
     ({"num_logprobs": -2}, "num_logprobs"),
     ({"num_logprobs": 51}, "num_logprobs"),
+    ({"num_prompt_logprobs": -2}, "num_prompt_logprobs"),
+    ({"num_prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"min_tokens": 2.0}, "min_tokens"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"presence_penalty": float("nan")}, "presence_penalty"),
+    ({"frequency_penalty": float("-inf")}, "frequency_penalty"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e39}, "repetition_penalty"),
+    ({"logit_bias": {50: 1.0}}, "logit_bias: 50 is not in the vocabulary"),
+    ({"logit_bias": {-1: 1.0}}, "logit_bias: -1 is not in the vocabulary"),
+    ({"logit_bias": {1: 1e39}}, "logit_bias"),
+    ({"logit_bias": {1: float("nan")}}, "logit_bias"),
+    ({"allowed_token_ids": [1, 50]}, "allowed_token_ids: 50"),
+    ({"allowed_token_ids": [1] * 51}, "allowed_token_ids"),
+    ({"bad_words_ids": [[1], [2, 50]]}, "bad_words: 50"),
+    ({"bad_words_ids": [[]]}, "bad_words"),
+    ({"bad_words_ids": [[1]] * 129}, "bad_words"),
+    ({"bad_words_ids": [[1] * 65]}, "bad_words"),
+    ({"grammar": Grammar("regex", "a" * 1025)}, "regex must be at most 1024 bytes"),
+    ({"priority": 2**40}, "priority"),
+    ({"cache_salt": "a" * 257}, "cache_salt"),
 ]
 
 
@@ -55,6 +81,22 @@ def test_a_bad_request_is_refused_at_the_door_and_touches_no_other(fields: dict[
     assert (transcript.token_ids["bad"], end.finish_reason) == ([], "error")
     assert message in (end.error or "")
     assert transcript.result("good") == run_alone(good)
+
+
+def test_the_field_to_blame_is_named() -> None:
+    engine = make_engine()
+    engine.add(make_request("a", [1], bad_words_ids=[[50]]))
+    engine.add(make_request("b", [1], cache_salt=None))
+    a, b = engine.step().outputs
+    assert (a.finish_reason, a.error_param) == ("error", "bad_words")
+    assert (b.finish_reason, b.error_param) == ("error", "cache_salt")
+
+
+def test_min_tokens_above_what_is_left_of_the_context_is_no_fault() -> None:
+    engine = make_engine()
+    engine.add(make_request("a", [1, 2], max_tokens=3, min_tokens=9))
+    transcript = run_to_end(engine)
+    assert (len(transcript.token_ids["a"]), transcript.ends["a"].finish_reason) == (3, "length")
 
 
 def test_a_prompt_that_can_never_fit_into_the_pool_is_refused() -> None:
@@ -113,6 +155,172 @@ def test_stats_count() -> None:
     assert stats.num_cached_blocks == 3 * (6 + 8 - 1) // 4
 
 
+def test_stats_count_what_the_prefix_cache_was_asked_for() -> None:
+    engine = make_engine()
+    for request_id in ("a", "b"):
+        engine.add(make_request(request_id, list(range(10))))
+        run_to_end(engine)
+    assert (engine.stats().num_prefix_queries, engine.stats().num_prefix_hits) == (20, 8)
+
+
+def test_outputs_say_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    engine = make_engine(make_scheduler(max_batch_tokens=4, max_running=1))
+    engine.add(make_request("a", [1, 2, 3], max_tokens=3))
+    engine.add(make_request("b", [1, 2, 3, 4, 5], max_tokens=2, output_ids=[9]))
+    times = []
+    while engine.has_work:
+        for output in engine.step().outputs:
+            seconds = (output.queue_seconds, output.prefill_seconds, output.decode_seconds)
+            times.append((output.request_id, *seconds))
+        clock += 1.0
+    assert times == [("a", 0.0, 0.0, 0.0), ("a", 0.0, 0.0, 0.0), ("a", 0.0, 0.0, 2.0), ("b", 3.0, 1.0, 0.0)]
+
+
+# -- grammars -----------------------------------------------------------------------------------------------
+
+
+def test_a_request_waits_for_its_grammar_and_others_do_not() -> None:
+    compiler = FakeCompiler(is_slow=True)
+    engine = make_full_engine(make_full_scheduler(), compiler)
+    calls: list[str] = []
+    engine.on_ready = lambda: calls.append("ready")
+    constrained, plain = make_request("a", [1, 2], grammar=hashed_grammar(5)), make_request("b", [3, 4])
+    engine.add(constrained)
+    assert (engine.has_work, engine.stats().num_waiting) == (False, 1)
+    engine.add(plain)
+    assert run_fully(engine).result("b") == run_fully_alone(plain)
+    assert (engine.has_work, calls) == (False, [])
+    compiler.finish()
+    assert (engine.has_work, calls) == (True, ["ready"])
+    transcript = run_fully(engine)
+    assert transcript.result("a") == run_fully_alone(constrained)
+    assert (len(transcript.token_ids["a"]), transcript.ends["a"].stop_token_id) == (5, None)
+    assert engine.stats().num_waiting == 0
+
+
+def test_a_compiled_request_has_the_place_of_its_arrival() -> None:
+    compiler = FakeCompiler(is_slow=True)
+    engine = make_full_engine(make_full_scheduler(max_running=1), compiler)
+    engine.add(make_request("running", [9]))
+    engine.step()
+    engine.add(make_request("first", [1], grammar=hashed_grammar(5)))
+    engine.add(make_request("second", [2], grammar=hashed_grammar(5)))
+    engine.add(make_request("third", [3]))
+    compiler.finish(1)  # the second one's
+    engine.step()
+    compiler.finish()
+    assert list(run_fully(engine).ends) == ["running", "first", "second", "third"]
+
+
+def test_a_grammar_that_cannot_be_compiled_is_the_callers_fault() -> None:
+    engine = make_full_engine(make_full_scheduler())
+    engine.add(make_request("a", [1], grammar=BAD_GRAMMAR))
+    (output,) = engine.step().outputs
+    assert (output.finish_reason, output.error, output.error_param) == ("error", "this is no grammar", "grammar")
+    assert not engine.has_work
+
+
+def test_without_a_compiler_grammars_are_refused() -> None:
+    engine = make_engine()
+    engine.add(make_request("a", [1], grammar=hashed_grammar(5)))
+    (output,) = engine.step().outputs
+    assert (output.finish_reason, output.error_param) == ("error", "grammar")
+
+
+def test_a_request_is_aborted_while_its_grammar_is_compiled() -> None:
+    compiler = FakeCompiler(is_slow=True)
+    engine = make_full_engine(make_full_scheduler(), compiler)
+    request = make_request("a", [1], grammar=hashed_grammar(5))
+    engine.add(request)
+    engine.add(request)  # the second time is nothing
+    engine.abort("a")
+    engine.abort("a")
+    (output,) = engine.step().outputs
+    assert (output.request_id, output.finish_reason) == ("a", "abort")
+    compiler.finish()
+    assert not engine.has_work
+    engine.add(request)
+    compiler.finish()
+    assert run_fully(engine).result("a") == run_fully_alone(request)
+
+
+def test_a_constraint_that_refuses_what_was_accepted_before_ends_its_request() -> None:
+    request = make_request("a", [1], grammar=hashed_grammar(5))
+    refused = int(np.flatnonzero(~FakeConstraint(hashed_grammar(5), 50).allowed())[0])
+    engine = make_full_engine(make_full_scheduler())
+    engine.add(msgspec.structs.replace(request, output_ids=[refused]))
+    (output,) = engine.step().outputs
+    assert (output.finish_reason, output.error_param) == ("error", None)
+    assert "not allowed" in (output.error or "")
+
+
+def test_masks_are_filled_while_the_program_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the two waits for the other to have begun."""
+    engine = make_full_engine(make_full_scheduler())
+    is_computing, is_filling = threading.Event(), threading.Event()
+    forward, fill_mask = engine._program.forward, FakeConstraint.fill_mask
+
+    def slow_forward(inputs: ForwardInputs) -> None:
+        is_computing.set()
+        assert is_filling.wait(10)
+        forward(inputs)
+
+    def slow_fill_mask(constraint: FakeConstraint, row: UInt32Array) -> None:
+        is_filling.set()
+        assert is_computing.wait(10)
+        fill_mask(constraint, row)
+
+    request = make_request("a", [1, 2], grammar=hashed_grammar(3))
+    with monkeypatch.context() as slow:
+        slow.setattr(engine._program, "forward", slow_forward)
+        slow.setattr(FakeConstraint, "fill_mask", slow_fill_mask)
+        engine.add(request)
+        transcript = run_fully(engine)
+    assert transcript.result("a") == run_fully_alone(request)
+
+
+def test_closing_ends_the_helpers() -> None:
+    compiler = FakeCompiler()
+    engine = make_full_engine(make_full_scheduler(), compiler)
+    before = set(threading.enumerate())
+    engine.add(make_request("a", [1], grammar=hashed_grammar(2)))
+    run_fully(engine)
+    (thread,) = set(threading.enumerate()) - before
+    engine.close()
+    assert compiler.is_closed
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("fails_in", ["mask", "accept"])
+def test_a_constraint_that_fails_ends_its_request_alone(fails_in: str) -> None:
+    scheduler = make_full_scheduler()
+    engine = make_full_engine(scheduler)
+    others = [make_request(f"r{i}", [i + 1] * 9, grammar=hashed_grammar(8)) for i in range(3)]
+    engine.add(make_request("bad", [40] * 9, grammar=hashed_grammar(8, fails_in=fails_in, fails_at=4)))
+    for request in others:
+        engine.add(request)
+    transcript = run_fully(engine)
+    assert (len(transcript.token_ids["bad"]), transcript.ends["bad"].finish_reason) == (4, "error")
+    assert f"{fails_in} failed" in (transcript.ends["bad"].error or "")
+    for request in others:
+        assert transcript.result(request.request_id) == run_fully_alone(request)
+    assert engine.stats().num_steps == 8, "no step was computed again"
+    scheduler.check()
+
+
+def test_a_dead_end_ends_its_request_alone() -> None:
+    engine = make_full_engine(make_full_scheduler())
+    good = make_request("good", [1, 2], allowed_token_ids=[5, 6], min_tokens=3, stop_token_ids=[6])
+    engine.add(make_request("dead", [1, 2], allowed_token_ids=[5], min_tokens=3, stop_token_ids=[5]))
+    engine.add(good)
+    transcript = run_fully(engine)
+    assert transcript.ends["dead"].finish_reason == "error"
+    assert "everything is forbidden" in (transcript.ends["dead"].error or "")
+    assert transcript.result("good") == run_fully_alone(good)
+
+
 # -- faults -------------------------------------------------------------------------------------------------
 
 POISON = 49
@@ -133,6 +341,33 @@ def test_a_request_that_makes_a_step_raise_ends_alone(max_batch_tokens: int) -> 
     assert "poison" in (transcript.ends["poison"].error or "")
     for request in neighbours():
         assert transcript.result(request.request_id) == run_alone(request)
+    scheduler.check()
+
+
+def test_a_step_that_is_computed_again_keeps_wishes() -> None:
+    """Masks, histories and prompts' logprobs are those of the step that failed."""
+    scheduler = make_full_scheduler(num_score_rows=12)
+    engine = make_full_engine(scheduler, poison_token=POISON)
+    wishes: list[dict[str, Any]] = [
+        {"grammar": hashed_grammar(5), "allowed_token_ids": list(range(49))},
+        {"presence_penalty": 1.0, "logit_bias": {3: 5.0, POISON: -100.0}},
+        {"num_prompt_logprobs": 2, "bad_words_ids": [[POISON]]},
+    ]
+    requests = [make_request(f"r{i}", [i + 1] * 30, **fields) for i, fields in enumerate(wishes)]
+    for request in requests:
+        engine.add(request)
+    transcript = FullTranscript()
+    for i in range(6):
+        engine.add(make_request(f"poison{i}", [i, POISON]))
+        transcript.add(engine.step().outputs)
+    rest = run_fully(engine)
+    assert {transcript.ends[f"poison{i}"].finish_reason for i in range(6)} == {"error"}
+    for request in requests:
+        alone = run_fully_alone(request)
+        token_ids = [*transcript.token_ids.get(request.request_id, []), *rest.token_ids.get(request.request_id, [])]
+        assert token_ids == alone[0]
+        first = transcript.firsts.get(request.request_id) or rest.firsts[request.request_id]
+        assert first.prompt_logprobs == alone[-1]
     scheduler.check()
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch, BatchRow, SamplingTable
 from tests.fake_engine import make_request
+
+VOCAB_SIZE = 50
 
 
 def make(prompt_ids: list[int], num_computed: int, blocks: list[int], **fields: object) -> Request:
@@ -36,7 +39,7 @@ def test_sampling_inputs_are_those_of_the_rows_that_caught_up() -> None:
     )
     batch = Batch([BatchRow(greedy, 1), BatchRow(chunk, 2), BatchRow(sampled, 3)])
     assert batch.sampled_requests == [greedy, sampled]
-    inputs = SamplingTable().inputs(batch.sampled_requests)
+    inputs = SamplingTable(VOCAB_SIZE).inputs(batch.sampled_requests)
     assert inputs.rows.tolist() == [0, 1]
     assert inputs.temperatures.tolist() == [0.0, 0.5]
     assert inputs.top_ks.tolist() == [0, 4]
@@ -64,7 +67,7 @@ def test_what_was_made_for_a_step_does_not_change_with_the_requests() -> None:
 
 def test_kept_sampling_parameters_follow_the_requests() -> None:
     a, b = make([5, 6], 1, [0], seed=1, top_k=3), make([7], 0, [1], seed=2, temperature=0.5)
-    table = SamplingTable()
+    table = SamplingTable(VOCAB_SIZE)
     for requests in [[a], [a], [a, b], [b, a], [b], []]:
         inputs = table.inputs(requests)
         assert inputs.rows.tolist() == list(range(len(requests)))
@@ -73,3 +76,45 @@ def test_kept_sampling_parameters_follow_the_requests() -> None:
         assert inputs.temperatures.tolist() == [request.params.temperature for request in requests]
         assert inputs.positions.tolist() == [request.num_tokens for request in requests]
         a.token_ids.append(9)
+
+
+# -- prompts that are scored --------------------------------------------------------------------------------
+
+
+def test_scored_prompts_have_rows_of_logits_of_their_own() -> None:
+    scored = make([1, 2, 3, 4, 5], 0, [0], num_prompt_logprobs=2)
+    again = make([11, 12, 13, 14, 15, 16], 0, [1, 2], num_prompt_logprobs=0)
+    again.num_unscored_tokens = 2  # after a preemption
+    plain = make([21, 22], 0, [3])
+    batch = Batch([BatchRow(scored, 5), BatchRow(plain, 2), BatchRow(again, 4)])
+    assert batch.forward_inputs().logit_rows.tolist() == [0, 1, 2, 3, 4, 6, 10]
+    assert batch.sampled_requests == [scored, plain]
+    rows, scores = batch.sample_rows(), batch.score_inputs()
+    assert rows is not None
+    assert scores is not None
+    assert SamplingTable(VOCAB_SIZE).inputs(batch.sampled_requests, rows).rows.tolist() == [4, 5]
+    assert scores.rows.tolist() == [0, 1, 2, 3, 6]
+    assert scores.token_ids.tolist() == [2, 3, 4, 5, 15]
+    assert scores.num_logprobs.tolist() == [2, 2, 2, 2, 0]
+
+
+def test_without_a_scored_prompt_every_row_of_logits_is_sampled() -> None:
+    batch = Batch([BatchRow(make([1, 2, 3], 0, [0]), 3)])
+    assert (batch.sample_rows(), batch.score_inputs()) == (None, None)
+
+
+def test_a_prompt_whose_logprobs_are_known_is_scored_no_more() -> None:
+    request = make([1, 2, 3, 4], 0, [0], num_prompt_logprobs=0)
+    request.num_unscored_tokens = 0
+    row = BatchRow(request, 4)
+    assert (row.num_scores, row.is_sampled) == (0, True)
+
+
+@pytest.mark.parametrize("num_logits", range(9))
+@pytest.mark.parametrize("num_unscored", range(6))
+@pytest.mark.parametrize("num_outputs", [0, 3])
+def test_chunks_are_cut_to_the_rows_of_logits(num_logits: int, num_unscored: int, num_outputs: int) -> None:
+    request = make(list(range(6)), 0, [0], num_prompt_logprobs=0, output_ids=[9] * num_outputs)
+    request.num_unscored_tokens = num_unscored
+    fitting = [n for n in range(request.num_tokens + 1) if request.num_logits_of(n) <= num_logits]
+    assert request.num_tokens_within(num_logits) == max(fitting)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from roseinfer.core.batch import SampleOutput
-from roseinfer.core.messages import TokenOutput
+from roseinfer.core.messages import PromptLogprobs, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch
 from roseinfer.scheduler.scheduler import Scheduler
 from tests.fake_engine import make_request, make_scheduler
+from tests.full_engine import make_full_scheduler
 
 arrivals = itertools.count()
 
@@ -31,10 +32,15 @@ def plan(batch: Batch) -> dict[str, int]:
     return {row.request.request_id: row.num_new_tokens for row in batch.rows}
 
 
+def outputs_of(token_ids: list[int]) -> SampleOutput:
+    """As if the program had given these, each with the logprob 0."""
+    return SampleOutput(np.array(token_ids, np.int32), np.zeros(len(token_ids), np.float32))
+
+
 def finish_step(scheduler: Scheduler, batch: Batch, token_id: int = 1) -> list[TokenOutput]:
-    count = len(batch.sampled_requests)
-    samples = SampleOutput(np.full(count, token_id, np.int32), np.zeros(count, np.float32))
-    outputs = scheduler.update(batch, samples)
+    samples = outputs_of([token_id] * len(batch.sampled_requests))
+    scores = batch.score_inputs()
+    outputs = scheduler.update(batch, samples, outputs_of(scores.token_ids.tolist()) if scores else None)
     scheduler.check()
     return outputs
 
@@ -275,6 +281,139 @@ def test_no_more_than_max_running_run() -> None:
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         make_scheduler(**{name: -1})
+
+
+def test_there_is_a_row_of_logits_for_everybody_who_runs() -> None:
+    scheduler = make_scheduler(max_running=3)
+    with pytest.raises(ValueError, match="2 rows of logits are not enough for 3"):
+        Scheduler(
+            block_pool=scheduler.block_pool,
+            prefix_cache=None,
+            max_batch_tokens=8,
+            max_running=3,
+            max_model_len=8,
+            max_logit_rows=2,
+        )
+
+
+# -- priorities ---------------------------------------------------------------------------------------------
+
+
+def test_waiting_requests_start_by_priority_then_age() -> None:
+    scheduler = make_scheduler(max_running=2)
+    for i, priority in enumerate([1, 0, 1, -1, 0]):
+        add(scheduler, f"r{i}", [i, i], max_tokens=1, priority=priority)
+    assert [list(step(scheduler)) for _ in range(3)] == [["r3", "r1"], ["r4", "r0"], ["r2"]]
+
+
+def test_the_budget_goes_to_the_first_in_order() -> None:
+    scheduler = make_scheduler(max_batch_tokens=10, max_chunk_tokens=8)
+    add(scheduler, "late", prompt(20), priority=1)
+    assert step(scheduler) == {"late": 8}
+    add(scheduler, "later", prompt(20, 20), priority=2)
+    add(scheduler, "urgent", prompt(20, 40), priority=-1)
+    assert step(scheduler) == {"late": 8, "urgent": 2}
+    assert step(scheduler) == {"urgent": 6, "late": 4}
+    assert [request.request_id for request in scheduler.running] == ["urgent", "late"]
+
+
+def test_the_last_in_order_is_preempted_whatever_its_age() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_model_len=24)
+    patient = add(scheduler, "patient", prompt(8), max_tokens=8, priority=1)
+    urgent = add(scheduler, "urgent", prompt(8, 20), max_tokens=8)
+    while not scheduler.num_preemptions:
+        step(scheduler)
+    assert (patient.is_running, urgent.is_running) == (False, True)
+    add(scheduler, "last", prompt(4), priority=2)
+    add(scheduler, "first", prompt(4), priority=-2)
+    assert [request.request_id for request in scheduler.waiting] == ["first", "patient", "last"]
+
+
+# -- prompts that are scored --------------------------------------------------------------------------------
+
+
+def test_chunks_of_a_scored_prompt_fit_the_rows_of_logits() -> None:
+    scheduler = make_full_scheduler(num_score_rows=2, max_running=4)
+    add(scheduler, "scored", prompt(15), num_prompt_logprobs=0)
+    # Alone it may take all six rows, but one for the token that is sampled; chunks end at borders where they can.
+    assert [step(scheduler)["scored"] for _ in range(4)] == [4, 4, 4, 3]
+    assert step(scheduler) == {"scored": 1}
+
+
+def test_who_may_sample_keeps_a_row_of_logits() -> None:
+    scheduler = make_full_scheduler(num_score_rows=2, max_running=4, block_size=32)
+    add(scheduler, "scored", prompt(20), num_prompt_logprobs=0)
+    for i in range(5):  # of whom three can run
+        add(scheduler, f"r{i}", [30 + i], max_tokens=20)
+    for _ in range(5):
+        batch = scheduler.schedule()
+        assert plan(batch) == {"scored": 3, "r0": 1, "r1": 1, "r2": 1}
+        assert len(batch.forward_inputs().logit_rows) == 6
+        finish_step(scheduler, batch)
+
+
+def test_scored_prompts_share_the_rows_of_logits_in_order() -> None:
+    scheduler = make_full_scheduler(num_score_rows=2, max_running=4, block_size=16)
+    for i in range(3):
+        add(scheduler, f"r{i}", prompt(9, 10 * i), num_prompt_logprobs=0, max_tokens=1)
+    plans = []
+    while scheduler.has_work:
+        batch = scheduler.schedule()
+        assert len(batch.forward_inputs().logit_rows) <= 6
+        plans.append(plan(batch))
+        finish_step(scheduler, batch)
+    assert plans == [{"r0": 6}, {"r0": 3, "r1": 3}, {"r1": 6}, {"r2": 6}, {"r2": 3}]
+
+
+def test_a_scored_prompt_takes_nothing_from_the_cache_but_gives() -> None:
+    scheduler = make_full_scheduler(num_score_rows=40)
+    add(scheduler, "a", prompt(20), max_tokens=1)
+    step(scheduler)
+    scored = add(scheduler, "scored", prompt(20), num_prompt_logprobs=0, max_tokens=2)
+    assert step(scheduler) == {"scored": 20}
+    assert scored.num_cached_tokens == 0
+    scheduler.abort("scored")
+    add(scheduler, "other", prompt(24, 20), num_prompt_logprobs=0, max_tokens=1)
+    step(scheduler)
+    add(scheduler, "plain", prompt(24, 20), max_tokens=1)
+    assert step(scheduler) == {"plain": 4}
+
+
+def test_nobody_waits_for_a_scored_prompt_and_it_waits_for_nobody() -> None:
+    scheduler = make_full_scheduler(num_score_rows=4, max_running=4)
+    add(scheduler, "scored", prompt(20), num_prompt_logprobs=0)
+    add(scheduler, "plain", prompt(20))
+    assert step(scheduler) == {"scored": 4, "plain": 20}
+
+
+def test_a_prompt_that_cannot_be_scored_ends_its_request_only() -> None:
+    scheduler = make_full_scheduler(num_score_rows=20)
+    add(scheduler, "bad", prompt(3), num_prompt_logprobs=0)
+    add(scheduler, "good", prompt(3, 20), num_prompt_logprobs=0)
+    bad, good = scheduler.update(scheduler.schedule(), outputs_of([5, 6]), outputs_of([-1, 2, 21, 22]))
+    assert (bad.token_ids, bad.finish_reason, bad.prompt_logprobs) == ([], "error", None)
+    assert "finite" in (bad.error or "")
+    assert (good.token_ids, good.prompt_logprobs) == ([6], PromptLogprobs([0.0, 0.0]))
+    scheduler.check()
+
+
+# -- counting -----------------------------------------------------------------------------------------------
+
+
+def test_prompt_tokens_looked_for_and_found_in_the_cache_are_counted_once() -> None:
+    scheduler = make_full_scheduler(num_score_rows=40, num_blocks=12, max_model_len=48)
+    add(scheduler, "a", prompt(20), max_tokens=3)
+    step(scheduler)
+    assert (scheduler.num_prefix_queries, scheduler.num_prefix_hits) == (20, 0)
+    again = add(scheduler, "again", prompt(20), max_tokens=20)
+    step(scheduler)
+    assert (scheduler.num_prefix_queries, scheduler.num_prefix_hits) == (40, 16)
+    add(scheduler, "scored", prompt(20), num_prompt_logprobs=0, max_tokens=1)  # looks for nothing
+    add(scheduler, "urgent", prompt(20, 50), max_tokens=20, priority=-1)
+    while scheduler.has_work:
+        step(scheduler)
+    assert again.num_preemptions > 0
+    assert (scheduler.num_prefix_queries, scheduler.num_prefix_hits) == (60, 16)
 
 
 def test_the_check_finds_a_shared_writable_block() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.app import create_app
 from roseinfer.server.runner import bind, make_server
+from roseinfer.text.chat_template import ChatTemplate
 from tests.fake_model import RecitingProgram, fake_engine
 
 
@@ -26,6 +29,22 @@ class LiveServer:
     def post(self, **body: object) -> httpx.Response:
         return self.client.post("/generate", json=body)
 
+    def complete(self, **body: object) -> httpx.Response:
+        return self.client.post("/v1/completions", json=body)
+
+    def chat(self, **body: object) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def events(self, path: str, **body: object) -> list[Any]:
+        """The data of a stream's events, read as JSON, and its end checked."""
+        with self.client.stream("POST", path, json={**body, "stream": True}) as reply:
+            text = reply.read().decode()
+            assert reply.status_code == 200, text
+        assert reply.headers["content-type"] == "text/event-stream"
+        *events, end = [part.removeprefix("data: ") for part in text.split("\n\n")[:-1]]
+        assert end == "[DONE]"
+        return [json.loads(each) for each in events]
+
 
 StartServer = Callable[..., LiveServer]
 
@@ -37,10 +56,14 @@ def serving(
     defaults: GenerateParams | None = None,
     max_running: int = 64,
     max_queue: int = 256,
+    program: RecitingProgram | None = None,
+    chat_template: str | None = None,
 ) -> Iterator[LiveServer]:
-    program = RecitingProgram()
+    program = program or RecitingProgram()
     ready = threading.Event()
     with fake_engine(program, max_running=max_running, max_queue=max_queue) as engine, bind("127.0.0.1", 0) as listener:
+        if chat_template is not None:
+            engine.tokenizer.chat_template = ChatTemplate(chat_template)
         port = listener.getsockname()[1]
         server = make_server(create_app(engine, defaults=defaults, api_keys=api_keys), "error", ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -59,6 +82,7 @@ def assert_error(reply: httpx.Response, status: int, param: str | None = None, c
     assert reply.status_code == status, reply.text
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-request-id"]
+    assert ("x-should-retry" in reply.headers) == (status < 500 and status not in (408, 429))
     body = reply.json()
     assert list(body) == ["error"]
     assert sorted(body["error"]) == ["code", "message", "param", "type"]

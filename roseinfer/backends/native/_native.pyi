@@ -6,6 +6,8 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from roseinfer.core.batch import LogitEdits
+
 KV_BLOCK: int = 16
 
 MAX_HEAD_DIM: int = 256
@@ -154,6 +156,13 @@ class Program:
         seeds: NDArray[numpy.uint64],
         choices: NDArray[numpy.int32],
         positions: NDArray[numpy.int64],
+        num_logprobs: NDArray[numpy.int32],
+        edits: LogitEdits | None = None,
+    ) -> tuple[Any, Any, list[Any], list[Any]]: ...
+    def score(
+        self,
+        rows: NDArray[numpy.int32],
+        token_ids: NDArray[numpy.int32],
         num_logprobs: NDArray[numpy.int32],
         /,
     ) -> tuple[Any, Any, list[Any], list[Any]]: ...

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Any
 
-from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs
 
 EXIT_TIMEOUT = 10.0  # seconds that the interpreter's exit waits for a step; a forked child would wait for ever
 
@@ -42,8 +42,13 @@ class NativeProgram:
                     inputs.choices,
                     inputs.positions,
                     inputs.num_logprobs,
+                    inputs.edits,
                 )
             )
+
+    def score(self, inputs: ScoreInputs) -> SampleOutput:
+        with self._in_kernels:
+            return SampleOutput(*self._native.score(inputs.rows, inputs.token_ids, inputs.num_logprobs))
 
     def logits(self) -> Float32Array:
         logits: Float32Array = self._native.logits()

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from roseinfer.backends import ProgramOptions, Progress
-from roseinfer.backends.sampling import sample
+from roseinfer.backends.sampling import sample, score
 from roseinfer.backends.torch import ops
 from roseinfer.backends.torch.kv_cache import PagedKVCache
 from roseinfer.checkpoints.tensor import Tensor
-from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs
 from roseinfer.core.errors import ConfigError
 from roseinfer.graph import AttentionSpec, Graph
 from roseinfer.graph import graph as kinds
@@ -71,6 +71,9 @@ class TorchProgram:
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
         return sample(self.logits(), inputs)
+
+    def score(self, inputs: ScoreInputs) -> SampleOutput:
+        return score(self.logits(), inputs)
 
     def logits(self) -> Float32Array:
         return self._logits.float().cpu().numpy()

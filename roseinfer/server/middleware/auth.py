@@ -22,26 +22,29 @@ class AuthMiddleware:
         self._digests = [_digest(key) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._is_known(_bearer_token(scope)):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._is_known(_keys_in(scope)):
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await _refusal()(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _is_known(self, token: str) -> bool:
-        digest = _digest(token)
-        return any([hmac.compare_digest(digest, known) for known in self._digests])  # noqa: C419
+    def _is_known(self, keys: Sequence[str]) -> bool:
+        digests = [_digest(key) for key in keys]
+        return any([hmac.compare_digest(digest, known) for digest in digests for known in self._digests])  # noqa: C419
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def _bearer_token(scope: Scope) -> str:
-    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+def _keys_in(scope: Scope) -> list[str]:
+    """What OpenAI's clients send as a bearer token, and Anthropic's in a header of its own."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    keys = [token if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
     # Header bytes reach us as Latin-1, whatever encoding the key has.
-    return token.strip().encode("latin-1").decode("utf-8", "replace") if scheme.lower() == "bearer" else ""
+    return [key.strip().encode("latin-1").decode("utf-8", "replace") for key in keys]
 
 
 def _refusal() -> ASGIApp:

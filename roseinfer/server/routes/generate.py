@@ -7,7 +7,8 @@ import dataclasses
 
 from fastapi import APIRouter, Request, Response
 
-from roseinfer.inference_engine import GenerateParams, Generation, InferenceEngine
+from roseinfer.generation import Generation
+from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.dependencies import defaults_of, engine_of
 from roseinfer.server.disconnect import ClientGoneError, TextStream, run_while_connected
 from roseinfer.server.json_body import JSONBodyRoute

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, HTTPException, Request
 
-from roseinfer.core.errors import EngineError
+from roseinfer.core.errors import EngineError, OverloadedError
 from roseinfer.server.dependencies import engine_of
+from roseinfer.server.errors import ErrorReply
 from roseinfer.server.schemas import HealthReply
 
 router = APIRouter(tags=["health"])
 
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorReply, "description": "The reason why not"}}
+
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health")
+@router.get("/health", responses=NOT_READY)
 async def health(request: Request) -> HealthReply:
+    """Whether the engine runs."""
     try:
         engine_of(request).client.check_alive()
     except EngineError as error:  # 503: a balancer is to ask another server
         raise HTTPException(503, str(error)) from error
     return HealthReply(status="ok")
+
+
+@router.head("/health/live", include_in_schema=False)
+@router.get("/health/live")
+async def live() -> HealthReply:
+    """Whether this process answers at all; where it does not, it is to be started anew."""
+    return HealthReply(status="ok")
+
+
+@router.head("/health/ready", include_in_schema=False)
+@router.get("/health/ready", responses=NOT_READY)
+async def ready(request: Request) -> HealthReply:
+    """Whether a request that is sent now would be taken."""
+    reply = await health(request)
+    if request.app.state.is_draining:
+        raise HTTPException(503, "the server is stopping")
+    client = engine_of(request).client
+    stats = client.stats()
+    if stats.num_running + stats.num_waiting >= client.max_live:
+        raise OverloadedError(f"{stats.num_running + stats.num_waiting} requests are running or waiting")
+    return reply

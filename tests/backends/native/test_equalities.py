@@ -30,8 +30,10 @@ from roseinfer.models import Model, load_model
 from roseinfer.quant import format_names
 from roseinfer.scheduler.scheduler import Scheduler
 from tests import tiny_models
-from tests.fake_engine import Transcript, make_request
-from tests.harness import compile_model, teacher_forced_logits, teacher_forced_logits_batched
+from tests.fake_engine import make_request
+from tests.fake_grammars import FakeCompiler, hashed_grammar
+from tests.full_engine import FullTranscript
+from tests.harness import compile_model, log_softmax, teacher_forced_logits, teacher_forced_logits_batched
 from tests.tiny_models import WIDE, GGUFRecipe, TinyModel, build_gguf
 
 BLOCK_SIZE = 16
@@ -77,6 +79,33 @@ def workload() -> list[AddRequest]:
 WORKLOAD = workload()
 
 
+def wishes() -> list[AddRequest]:
+    """Requests that want everything that can be wanted of logits and prompts, first together and then one by one."""
+    rng = np.random.default_rng(2)
+    ids = rng.permutation(tiny_models.VOCAB_SIZE).tolist()
+    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7}
+    bias = {"logit_bias": {token_id: (-1.0) ** i * i for i, token_id in enumerate(ids[:30])}}
+    forbidden = {"bad_words_ids": [[i] for i in ids[:50]] + [[i, ids[70]] for i in ids[:70]], "min_tokens": 6}
+    allowed = {"allowed_token_ids": ids[tiny_models.VOCAB_SIZE // 4 :]}
+    grammar = {"grammar": hashed_grammar(7)}
+    scores = {"num_prompt_logprobs": 3}
+    wanted: list[dict[str, Any]] = [
+        {**penalties, **bias, **forbidden, **allowed, **grammar, **scores, "priority": 1},
+        {**scores, "cache_salt": "salt"},
+        {**penalties, "priority": -1},
+        {**bias, "num_prompt_logprobs": 0},
+        {**forbidden, **allowed},
+        grammar,
+    ]
+    return [
+        msgspec.structs.replace(request, request_id=f"wish{i}", stop_token_ids=ids[-40:], max_tokens=9, **fields)
+        for i, (request, fields) in enumerate(zip(WORKLOAD[1:], wanted, strict=False))
+    ]
+
+
+WISHES = wishes()
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How the workload is cut into steps."""
@@ -88,14 +117,17 @@ class Schedule:
     use_prefix_cache: bool = False
     num_threads: int = 1
     arrivals_per_step: int = MAX_RUNNING  # how many requests come before each step
+    num_score_rows: int = MAX_BATCH_TOKENS  # of logits, beside those of running requests
 
     def make_scheduler(self) -> Scheduler:
         pool = BlockPool(self.num_blocks, BLOCK_SIZE)
+        max_running = min(self.max_running, self.max_batch_tokens)
         return Scheduler(
             block_pool=pool,
             prefix_cache=PrefixCache(pool) if self.use_prefix_cache else None,
             max_batch_tokens=self.max_batch_tokens,
-            max_running=min(self.max_running, self.max_batch_tokens),
+            max_running=max_running,
+            max_logit_rows=min(max_running + self.num_score_rows, MAX_BATCH_TOKENS),
             max_model_len=tiny_models.MAX_POSITIONS,
             max_chunk_tokens=self.max_chunk_tokens,
         )
@@ -145,22 +177,27 @@ class Subject:
             self.programs[num_threads] = compile_model("native", self.model, self.variant.options(num_threads))
         return self.programs[num_threads]
 
+    def engine(self, scheduler: Scheduler, num_threads: int = 1) -> Engine:
+        program = self.program(num_threads)
+        return Engine(program, scheduler, FakeCompiler(program.vocab_size))  # type: ignore[arg-type]
+
     def alone(self, request: AddRequest) -> tuple[Any, ...]:
         if request.request_id not in self._alone:
             transcript, stats = self.run([request], Schedule())
-            assert stats.num_steps == request.max_tokens, "the prompt was not one chunk"
+            num_tokens = len(transcript.token_ids[request.request_id])
+            assert stats.num_steps == num_tokens > 0, "the prompt was not one chunk"
             self._alone[request.request_id] = transcript.result(request.request_id)
         return self._alone[request.request_id]
 
-    def run(self, requests: Sequence[AddRequest], schedule: Schedule) -> tuple[Transcript, EngineStats]:
+    def run(self, requests: Sequence[AddRequest], schedule: Schedule) -> tuple[FullTranscript, EngineStats]:
         """Whatever earlier runs left in the KV memory is still there."""
         scheduler = schedule.make_scheduler()
-        engine = Engine(self.program(schedule.num_threads), scheduler)
+        engine = self.engine(scheduler, schedule.num_threads)
         transcript = run_as_they_come(engine, requests, schedule.arrivals_per_step)
         scheduler.check()
         return transcript, engine.stats()
 
-    def check(self, requests: Sequence[AddRequest], schedule: Schedule) -> tuple[Transcript, EngineStats]:
+    def check(self, requests: Sequence[AddRequest], schedule: Schedule) -> tuple[FullTranscript, EngineStats]:
         """Every request is answered as it is alone."""
         transcript, stats = self.run(requests, schedule)
         for request in requests:
@@ -168,8 +205,8 @@ class Subject:
         return transcript, stats
 
 
-def run_as_they_come(engine: Engine, requests: Sequence[AddRequest], arrivals_per_step: int) -> Transcript:
-    transcript, coming = Transcript(), deque(requests)
+def run_as_they_come(engine: Engine, requests: Sequence[AddRequest], arrivals_per_step: int) -> FullTranscript:
+    transcript, coming = FullTranscript(), deque(requests)
     while coming or engine.has_work:
         for _ in range(min(arrivals_per_step, len(coming))):
             engine.add(coming.popleft())
@@ -282,7 +319,7 @@ def test_chunks_that_the_others_leave_room_for(architecture: Subject) -> None:
 def test_cached(architecture: Subject) -> None:
     """A second round starts behind the prefixes that the first one left."""
     scheduler = Schedule(use_prefix_cache=True).make_scheduler()
-    engine = Engine(architecture.program(), scheduler)
+    engine = architecture.engine(scheduler)
     first, second = (run_as_they_come(engine, WORKLOAD, MAX_RUNNING) for _ in range(2))
     for request in WORKLOAD:
         assert first.result(request.request_id) == architecture.alone(request)
@@ -307,6 +344,39 @@ def test_resubmitted(architecture: Subject) -> None:
         assert rest == tuple(part[num_accepted:] if isinstance(part, list) else part for part in whole)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(Schedule(num_threads=2), id="batched"),
+        pytest.param(Schedule(max_chunk_tokens=16, use_prefix_cache=True), id="chunked"),
+        pytest.param(Schedule(max_batch_tokens=40, num_score_rows=0), id="few-logits"),
+        pytest.param(Schedule(num_blocks=22, use_prefix_cache=True, arrivals_per_step=1), id="preempted"),
+    ],
+)
+def test_wishes_are_kept_beside_the_others(architecture: Subject, schedule: Schedule) -> None:
+    requests = [request for pair in zip(WISHES, WORKLOAD[1:], strict=False) for request in pair]
+    architecture.check(requests, schedule)
+
+
+def test_wishes_are_kept_by_a_resubmission(architecture: Subject) -> None:
+    for num_accepted, request in enumerate(WISHES):
+        token_ids, *_ = whole = architecture.alone(request)
+        num_kept = min(num_accepted, len(token_ids) - 1)
+        again = msgspec.structs.replace(request, output_ids=token_ids[:num_kept])
+        rest = architecture.run([again], Schedule(max_chunk_tokens=50))[0].result(request.request_id)
+        assert rest == tuple(part[num_kept:] if isinstance(part, list) else part for part in whole)
+
+
+def test_a_prompts_logprobs_are_those_of_teacher_forcing(architecture: Subject) -> None:
+    request = WISHES[1]
+    scores = architecture.alone(request)[-1]
+    logits = teacher_forced_logits(architecture.program(), request.prompt_ids, [64], architecture.variant.options())
+    logprobs = log_softmax(logits)[:-1]
+    expected = logprobs[np.arange(len(logprobs)), request.prompt_ids[1:]]
+    np.testing.assert_allclose(scores.logprobs, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.array(scores.top_ids)[:, 0], logits[:-1].argmax(axis=1))
+
+
 # -- everything at once, for every variant ------------------------------------------------------------------------
 
 SCHEDULES = st.builds(
@@ -318,6 +388,7 @@ SCHEDULES = st.builds(
     use_prefix_cache=st.booleans(),
     num_threads=st.sampled_from([1, 2]),
     arrivals_per_step=st.sampled_from([1, 3, 32]),
+    num_score_rows=st.sampled_from([0, 10, MAX_BATCH_TOKENS]),
 )
 
 
@@ -327,7 +398,7 @@ SCHEDULES = st.builds(
 @given(data=st.data(), schedule=SCHEDULES)
 def test_any_schedule(subject: Subject, data: st.DataObject, schedule: Schedule) -> None:
     count = data.draw(st.sampled_from([2, 7] if subject.is_slow else [2, 7, 32]))
-    subject.check(data.draw(st.permutations(WORKLOAD[:count])), schedule)
+    subject.check(data.draw(st.permutations([*WORKLOAD[:count], *WISHES[: count // 2]])), schedule)
 
 
 SEQUENCE = np.random.default_rng(1).integers(0, tiny_models.VOCAB_SIZE, SPLIT + 20).tolist()

@@ -1,0 +1,30 @@
+"""How much work one grammar may cause; everything beyond is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
+MAX_SCHEMA_DEPTH = 32  # subschemas within subschemas
+MAX_LARK_SYMBOLS = 5000  # a step of an ambiguous grammar costs up to their square
+MAX_GBNF_BYTES = 16 * 1024
+MAX_GBNF_RULES = 256  # converting costs up to their number times the bytes
+MAX_STEP_SECONDS = 0.25  # processor time of one mask; usual are 0.01 to 5 ms
+MAX_TRIAL_BYTES = 1 << 30
+TRIAL_STACK_BYTES = 4 << 20
+WORKER_STACK_BYTES = 16 << 20  # whatever passes the trial's smaller stack passes this one
+
+
+def parser_limits() -> LLParserLimits:
+    """llguidance's own, counted in its units of work and therefore the same on every machine."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        step_lexer_fuel=200_000,  # about 14 ms
+        step_max_items=50_000,  # about 3 ms
+        max_lexer_states=50_000,  # about 0.5 KiB each, kept as long as the grammar is
+        max_grammar_size=100_000,
+        verbose_errors=False,
+    )

@@ -1,0 +1,33 @@
+"""What routes add to /openapi.json beside their models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.warnings import UnsupportedFieldAttributeWarning
+
+
+class DocumentedApp(FastAPI):
+    """Its pages are our own (`routes/docs.py`): FastAPI's load scripts from elsewhere."""
+
+    def openapi(self) -> dict[str, Any]:
+        """/openapi.json, made when it is first asked for."""
+        with warnings.catch_warnings():
+            # About FastAPI's own fields, which are built here and not where it silences this.
+            warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
+            return super().openapi()
+
+
+def examples(bodies: Mapping[str, Any]) -> dict[str, Any]:
+    """Bodies to try, by name."""
+    named = {name: {"summary": name, "value": body} for name, body in bodies.items()}
+    return {"requestBody": {"content": {"application/json": {"examples": named}}}}
+
+
+def event_stream(description: str) -> dict[int | str, dict[str, Any]]:
+    """For routes that answer with a stream if the body asks for one."""
+    content = {"text/event-stream": {"schema": {"type": "string", "description": f"server-sent events: {description}"}}}
+    return {200: {"description": "the answer, or a stream of its parts where `stream` is true", "content": content}}

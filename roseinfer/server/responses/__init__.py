@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, without memory, as a translation onto chats."""

@@ -1,0 +1,145 @@
+"""Bodies of `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from roseinfer.core.errors import InvalidRequestError
+from roseinfer.core.sampling_params import MAX_LOGPROBS
+from roseinfer.server.schemas.base import MAX_INT32, NotSupported, ReplyBody, RequestBody
+from roseinfer.server.schemas.messages import Message
+from roseinfer.server.schemas.response_format import ResponseFormat
+from roseinfer.server.schemas.sampling import SamplingFields
+from roseinfer.server.schemas.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from roseinfer.server.schemas.usage import PromptLogprob, Timings, Usage
+
+MAX_METADATA = 16
+
+
+class TemplateFields(RequestBody):
+    """What becomes a prompt."""
+
+    messages: list[Message] = Field(min_length=1)
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, description="functions the model may call")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="more variables for the chat template")
+    add_generation_prompt: bool | None = Field(
+        None, description="end the prompt where the assistant begins; default true"
+    )
+    continue_final_message: bool | None = Field(None, description="go on with the last message instead of answering it")
+    chat_template: NotSupported = Field(None, description="not supported: templates come with the model")
+    documents: NotSupported = Field(None, description="not supported")
+
+    @model_validator(mode="after")
+    def _check_tool_names(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise InvalidRequestError("tools must have different names", "tools")
+        return self
+
+
+class ChatRequest(TemplateFields, SamplingFields):
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_INT32, description="default: as many as fit behind the prompt"
+    )
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32, description="the same by its old name")
+    logprobs: bool | None = Field(None, description="logprobs of the tokens")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="and of so many likeliest ones at each place; only with logprobs"
+    )
+    response_format: ResponseFormat | None = Field(None, description="what the answer must look like")
+    tool_choice: ToolChoice | None = Field(None, description="default auto where there are tools")
+    parallel_tool_calls: bool | None = Field(None, description="more than one call in an answer; default true")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="for models whose chat template knows it"
+    )
+    echo: Literal[False] | None = Field(None, description="not supported in chats")
+
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] | None = Field(
+        None, description="means nothing here"
+    )
+    modalities: list[Literal["text"]] | None = Field(None, description="the model writes text")
+    prompt_cache_key: str | None = Field(None, description="means nothing here: equal prefixes are found by themselves")
+    prompt_cache_retention: str | None = Field(None, description="means nothing here")
+    safety_identifier: str | None = Field(None, description="means nothing here")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="there is only one")
+    store: Literal[False] | None = Field(None, description="nothing is ever stored")
+    verbosity: Literal["medium"] | None = Field(None, description="not supported: but the default")
+
+    audio: NotSupported = Field(None, description="not supported")
+    function_call: NotSupported = Field(None, description="not supported: see tool_choice")
+    functions: NotSupported = Field(None, description="not supported: see tools")
+    mm_processor_kwargs: NotSupported = Field(None, description="not supported")
+    moderation: NotSupported = Field(None, description="not supported")
+    prediction: NotSupported = Field(None, description="not supported")
+    prompt_cache_options: NotSupported = Field(None, description="not supported")
+    web_search_options: NotSupported = Field(None, description="not supported")
+
+
+class CalledFunctionReply(ReplyBody):
+    name: str
+    arguments: str
+
+
+class ToolCallReply(ReplyBody):
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionReply
+
+
+class ChatMessage(ReplyBody):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallReply] | None = None
+
+
+class TopLogprob(ReplyBody):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(ReplyBody):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatChoice(ReplyBody):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_reason: int | str | None = Field(
+        description="the stop string or token that ended it; null for the model's own"
+    )
+    token_ids: list[int] | None = None
+
+
+class ChatReply(ReplyBody):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+    warnings: list[str] | None = None
+
+
+class RenderReply(ReplyBody):
+    prompt: str = Field(description="the text that the chat template makes of the request")
+    prompt_token_ids: list[int]
+    count: int
+    max_model_len: int
+    warnings: list[str] | None = None

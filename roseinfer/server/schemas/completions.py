@@ -1,0 +1,90 @@
+"""Bodies of `/v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from typing_extensions import Self
+
+from roseinfer.core.errors import InvalidRequestError
+from roseinfer.core.sampling_params import MAX_LOGPROBS
+from roseinfer.server.schemas.base import MAX_INT32, NotSupported, ReplyBody
+from roseinfer.server.schemas.response_format import ResponseFormat
+from roseinfer.server.schemas.sampling import SamplingFields, TokenId
+from roseinfer.server.schemas.usage import PromptLogprob, Timings, Usage
+
+MAX_PROMPTS = 256
+
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return "text" if isinstance(value, str) else None
+    first = value[0] if value else ""
+    return "id lists" if isinstance(first, list) else "texts" if isinstance(first, str) else "ids"
+
+
+Prompt: TypeAlias = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("id lists")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
+    ),
+]
+
+
+class CompletionRequest(SamplingFields):
+    prompt: Prompt = Field(description="text or token ids to continue, or several of them")
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32, description="default 16; 0 only scores the prompt")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="logprobs of the tokens, and of so many likeliest ones at each place"
+    )
+    echo: bool | None = Field(None, description="the text begins with the prompt")
+    best_of: int | None = Field(None, ge=1, description="the same as n, or left out")
+    response_format: ResponseFormat | None = Field(None, description="what the answer must look like")
+    suffix: NotSupported = Field(None, description="not supported: text behind the answer")
+    prompt_embeds: NotSupported = Field(None, description="not supported")
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> Self:
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise InvalidRequestError("best_of must be n: this server does not choose among answers", "best_of")
+        return self
+
+
+class CompletionLogprobs(ReplyBody):
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="null for the first token of an echoed prompt")
+    top_logprobs: list[dict[str, float] | None] | None = Field(description="null where logprobs is 0")
+    text_offset: list[int] = Field(description="characters of the text before each token")
+
+
+class CompletionChoice(ReplyBody):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    stop_reason: int | str | None = Field(
+        description="the stop string or token that ended it; null for the model's own"
+    )
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+
+
+class CompletionReply(ReplyBody):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    timings: Timings
+    warnings: list[str] | None = None

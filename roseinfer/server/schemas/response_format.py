@@ -1,0 +1,39 @@
+"""OpenAI's way to say what an answer must look like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field
+
+from roseinfer.server.schemas.base import RequestBody
+
+
+class TextFormat(RequestBody):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(RequestBody):
+    type: Literal["json_object"]
+
+
+class JsonSchema(RequestBody):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="left out = any JSON object")
+    strict: bool | None = Field(None, description="the answer satisfies the schema, whatever stands here")
+
+
+class JsonSchemaFormat(RequestBody):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat: TypeAlias = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat,
+    Discriminator(
+        "type",
+        custom_error_type="response_format",
+        custom_error_message="must be an object whose type is text, json_object or json_schema",
+    ),
+]

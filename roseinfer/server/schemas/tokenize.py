@@ -1,0 +1,46 @@
+"""Bodies of `/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from roseinfer.core.errors import InvalidRequestError
+from roseinfer.server.schemas.base import ReplyBody, RequestBody
+from roseinfer.server.schemas.chat import TemplateFields
+from roseinfer.server.schemas.messages import Message
+from roseinfer.server.schemas.sampling import TokenId
+
+
+class TokenizeRequest(TemplateFields):
+    model: str | None = Field(None, description="the name in /v1/models; may be left out")
+    prompt: str | None = Field(None, description="text; this or messages")
+    messages: list[Message] | None = Field(None, min_length=1, description="a chat; this or prompt")  # type: ignore[assignment]
+    add_special_tokens: bool | None = Field(
+        None, description="begin as the model's tokenizer does; default true, for messages false"
+    )
+    return_token_strs: bool | None = Field(None, description="the text of each token, too")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequestError("prompt or messages must be given, and not both", "prompt")
+        return self
+
+
+class TokenizeReply(ReplyBody):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+    warnings: list[str] | None = None
+
+
+class DetokenizeRequest(RequestBody):
+    model: str | None = Field(None, description="the name in /v1/models; may be left out")
+    tokens: list[TokenId] = Field(description="ids of the model's vocabulary")
+
+
+class DetokenizeReply(ReplyBody):
+    prompt: str = Field(description="the text of the tokens, names of special ones included")
+    warnings: list[str] | None = None

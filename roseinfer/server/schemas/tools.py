@@ -1,0 +1,49 @@
+"""Functions that a model may call, and whether it has to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag
+
+from roseinfer.server.schemas.base import RequestBody
+
+MAX_TOOLS = 128
+FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+class Function(RequestBody):
+    name: str = Field(pattern=FUNCTION_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="a JSON schema of the arguments; left out = none")
+    strict: bool | None = Field(None, description="arguments satisfy the schema always")
+
+
+class FunctionTool(RequestBody):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(RequestBody):
+    name: str = Field(pattern=FUNCTION_NAME)
+
+
+class NamedFunction(RequestBody):
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _choice_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "string"
+    return "function" if isinstance(value, dict) and value.get("type") == "function" else None
+
+
+ToolChoice: TypeAlias = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("string")] | Annotated[NamedFunction, Tag("function")],
+    Discriminator(
+        _choice_kind,
+        custom_error_type="tool_choice",
+        custom_error_message="must be 'none', 'auto', 'required' or the name of a function",
+    ),
+]

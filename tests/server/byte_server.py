@@ -1,0 +1,95 @@
+"""A whole engine of bytes — chat template, grammars, prefix cache — and a live server around any engine."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from roseinfer.cache.block_pool import BlockPool
+from roseinfer.cache.prefix_cache import PrefixCache
+from roseinfer.constraints import GrammarCompiler, TokenTable
+from roseinfer.engine.client import EngineClient
+from roseinfer.engine.engine import Engine
+from roseinfer.inference_engine import InferenceEngine
+from roseinfer.scheduler.scheduler import Scheduler
+from roseinfer.server.app import create_app
+from roseinfer.server.runner import bind, make_server
+from roseinfer.text import Tokenizer
+from roseinfer.text.chat_template import ChatTemplate
+from roseinfer.text.vocabulary import Vocabulary
+from tests.fake_model import BOS, EOS, MAX_MODEL_LEN, VOCAB_SIZE, RecitingProgram
+
+MAX_RUNNING = 64
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}{{ extra }}"
+)
+
+
+class PlainByteEncoder:
+    """Nothing in a text is a special token."""
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def encode_after_token(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+def token_bytes(token_id: int) -> bytes:
+    return {EOS: b"<eos>", BOS: b"<bos>"}.get(token_id) or bytes([token_id])
+
+
+def make_tokenizer() -> Tokenizer:
+    """One token per byte; a text begins with BOS."""
+    return Tokenizer(
+        PlainByteEncoder(),
+        Vocabulary(VOCAB_SIZE, token_bytes, special_ids=(EOS, BOS)),
+        bos_id=BOS,
+        eos_ids=(EOS,),
+        pad_id=None,
+        prefix_ids=(BOS,),
+        add_prefix=True,
+        strip_space=False,
+        max_token_chars=1,
+        chat_template=ChatTemplate(TEMPLATE),
+    )
+
+
+def byte_engine(program: RecitingProgram | None = None) -> InferenceEngine:
+    """A running engine, to be closed by the caller."""
+    pool = BlockPool(MAX_RUNNING * MAX_MODEL_LEN // 16, 16)
+    scheduler = Scheduler(
+        block_pool=pool,
+        prefix_cache=PrefixCache(pool),
+        max_batch_tokens=256,
+        max_running=MAX_RUNNING,
+        max_model_len=MAX_MODEL_LEN,
+        max_logit_rows=2 * MAX_RUNNING,
+    )
+    tokens = [token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
+    table = TokenTable(tokens, frozenset((EOS, BOS)), (EOS,), VOCAB_SIZE)
+    engine = Engine(program or RecitingProgram(), scheduler, GrammarCompiler(lambda: table))
+    client = EngineClient(engine, (EOS,))
+    client.start()
+    info: Any = SimpleNamespace(name="bytes", max_model_len=MAX_MODEL_LEN, memory=RecitingProgram().memory())
+    return InferenceEngine.from_parts(client, make_tokenizer(), info)
+
+
+@contextlib.contextmanager
+def serve(engine: InferenceEngine, *, api_keys: Sequence[str] = ()) -> Iterator[str]:
+    """Yields the server's URL; the engine is the caller's to close."""
+    ready = threading.Event()
+    with bind("127.0.0.1", 0) as listener:
+        server = make_server(create_app(engine, api_keys=api_keys), "error", ready.set)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            assert ready.wait(30)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
