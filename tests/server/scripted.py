@@ -28,11 +28,12 @@ from tests.fake_model import EOS, VOCAB_SIZE, RecitingProgram, byte_tokenizer
 MAX_MODEL_LEN = 1024
 # Hermes' calls and the usual tags around reasoning, without the words that real templates put around them.
 TEMPLATE = """
-{%- if tools %}tools: {{ tools | tojson }}\n{% endif %}
+{%- if tools %}tools: {{ tools | tojson }};{% endif %}
 {%- for m in messages %}{{ m.role }}: {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}
 {{- m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}
-{%- if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}
+{%- if not loop.last or add_generation_prompt %};{% endif %}{% endfor %}
 {%- if add_generation_prompt %}assistant: {% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"""
+PROMPT = "user: Hello;assistant: "  # what it makes of a single Hello
 
 
 class ScriptedProgram(RecitingProgram):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.server.answering import TEMPLATE, THINKING_TEMPLATE, AnsweringProgram
 from tests.server.live import LiveServer, StartServer, assert_error, serving
-from tests.server.scripted import TEMPLATE, THINKING_TEMPLATE, ScriptedProgram
 
 CHAT = "/v1/chat/completions"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -21,14 +21,14 @@ TOOLS: Any = {"messages": HELLO, "tools": [LOOK], "temperature": 0}
 
 @pytest.fixture(scope="module")
 def chatty() -> Iterator[LiveServer]:
-    with serving(program=ScriptedProgram(ANSWER), chat_template=TEMPLATE) as live:
+    with serving(program=AnsweringProgram(ANSWER), chat_template=TEMPLATE) as live:
         yield live
 
 
 @pytest.fixture
 def start_chat(start_server: StartServer) -> Any:
     def start(script: str, template: str = TEMPLATE) -> LiveServer:
-        return start_server(program=ScriptedProgram(script), chat_template=template)
+        return start_server(program=AnsweringProgram(script), chat_template=template)
 
     return start
 

@@ -64,13 +64,13 @@ def test_blocks_open_and_close_in_order(events: list[ChatEvent]) -> None:
         ("", {}),
         ("{}", {}),
         ('{"a": 1', {"a": 1}),
-        ('{"a": "Par', {"a": "Par"}),
+        ('{"a": 1, "b": "Par', {"a": 1}),
         ("[1]", {}),
         ("{,", {}),
         ("nonsense", {}),
     ],
 )
-def test_arguments_that_were_cut_are_what_there_is_of_them(arguments: str, expected: dict[str, Any]) -> None:
+def test_arguments_that_were_cut_are_what_is_complete_of_them(arguments: str, expected: dict[str, Any]) -> None:
     content = content_of([ToolCallStart(0, "c", "f"), ToolCallArguments(0, arguments)])
     assert content == [{"type": "tool_use", "id": "c", "name": "f", "input": expected}]
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from roseinfer.server.schemas.anthropic import AnthropicErrorReply, CountTokensReply, MessageReply
-from tests.server.scripted import ScriptedServer, serving_script
+from tests.server.scripted import PROMPT, ScriptedServer, serving_script
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 WEATHER: Any = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
@@ -50,9 +50,8 @@ def test_a_message(server: ScriptedServer, client: anthropic.Anthropic) -> None:
     assert (message.role, message.model, message.type) == ("assistant", "scripted", "message")
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
     assert message.id.startswith("msg_")
-    prompt = "user: Hello\nassistant: "
     usage = message.usage
-    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == len(prompt)
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == len(PROMPT)
     assert usage.output_tokens == len("Grüezi!".encode()) + 1
     assert usage.cache_creation_input_tokens == 0
 
@@ -119,7 +118,7 @@ def test_async(server: ScriptedServer) -> None:
     server.say("Hi")
     whole, streamed, count = asyncio.run(ask())
     assert whole.content[0].text == streamed.content[0].text == "Hi"
-    assert count == len("user: Hello\nassistant: ")
+    assert count == len(PROMPT)
 
 
 def test_a_call_and_its_result(server: ScriptedServer, client: anthropic.Anthropic) -> None:
@@ -152,12 +151,13 @@ def test_stopping(server: ScriptedServer, client: anthropic.Anthropic) -> None:
         assert (cut.content[0].text, cut.stop_reason, cut.usage.output_tokens) == ("one", "max_tokens", 3)
 
 
-def test_a_call_that_was_cut_holds_what_there_is(server: ScriptedServer, client: anthropic.Anthropic) -> None:
-    server.say(CALL)
-    body = {"max_tokens": len(CALL[: CALL.index("rich")].encode()), "tools": [WEATHER]}
+def test_a_call_that_was_cut_holds_what_is_complete(server: ScriptedServer, client: anthropic.Anthropic) -> None:
+    begun = '<tool_call>\n{"name": "weather", "arguments": {"day": 1, "city": "Zü'
+    server.say(begun + 'rich"}}\n</tool_call>')
+    body = {"max_tokens": len(begun.encode()), "tools": [WEATHER]}
     for message in (client.messages.create(**{**ASK, **body}), final_of(client, **body)):
         assert message.stop_reason == "max_tokens"
-        assert message.content[0].input == {"city": "Zü"}
+        assert message.content[0].input == {"day": 1}
 
 
 def test_a_prefilled_answer_is_gone_on_with(server: ScriptedServer, client: anthropic.Anthropic) -> None:
@@ -165,7 +165,7 @@ def test_a_prefilled_answer_is_gone_on_with(server: ScriptedServer, client: anth
     messages: Any = [*HELLO, {"role": "assistant", "content": "It is ("}]
     assert client.messages.create(**{**ASK, "messages": messages}).content[0].to_dict()["text"] == "B)"
     counted = client.messages.count_tokens(model="scripted", messages=messages)
-    assert counted.input_tokens == len("user: Hello\nassistant: It is (")
+    assert counted.input_tokens == len("user: Hello;assistant: It is (")
 
 
 def test_thinking_can_be_switched_off(client: anthropic.Anthropic) -> None:

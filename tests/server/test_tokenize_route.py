@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.server.answering import TEMPLATE
 from tests.server.live import LiveServer, assert_error, serving
-from tests.server.scripted import TEMPLATE
 
 
 @pytest.fixture(scope="module")

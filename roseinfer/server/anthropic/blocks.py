@@ -50,9 +50,9 @@ def _new_block(event: ChatEvent) -> Block:
 
 
 def _parse_input(arguments: str) -> dict[str, Any]:
-    """What there is of it, where the answer was cut; clients read streamed input in the same way."""
+    """What is complete of it, where the answer was cut; clients read streamed input in the same way."""
     try:
-        value = from_json(arguments, allow_partial="trailing-strings")
+        value = from_json(arguments, allow_partial=True)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -32,6 +32,7 @@ Fields = dict[str, Any]
 NAMES = {
     "stop": "stop_sequences",
     "max_completion_tokens": "max_tokens",
+    "prompt": "messages",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",

@@ -7,6 +7,7 @@ from typing import Any
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server.openai.accounting import renamed
 from roseinfer.server.openai.grammars import check_schema_depth
 from roseinfer.server.schemas.chat import ChatRequest, TemplateFields
 from roseinfer.server.schemas.tools import NamedFunction
@@ -89,7 +90,8 @@ def render(
 
 def encode(engine: InferenceEngine, rendered: RenderedPrompt, add_special_tokens: bool | None) -> list[int]:
     """Raises ContextLengthError for what cannot fit, before any work is done on it."""
-    engine.check_length(rendered.text)
+    with renamed({"prompt": "messages"}):
+        engine.check_length(rendered.text)
     return engine.tokenizer.encode_segments(rendered.segments, add_bos=None if add_special_tokens else False)
 
 

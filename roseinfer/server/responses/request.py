@@ -29,6 +29,7 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "messages": "input",
+    "prompt": "input",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
 }

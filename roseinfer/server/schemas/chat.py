@@ -22,7 +22,7 @@ MAX_METADATA = 16
 class TemplateFields(RequestBody):
     """What becomes a prompt."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, description="what was said so far")
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, description="functions the model may call")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="more variables for the chat template")
     add_generation_prompt: bool | None = Field(

@@ -283,13 +283,13 @@ def test_any_edits(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.data())
 def test_an_edited_logit_has_the_references_bits(isa: str, seed: int, data: st.DataObject) -> None:
     """Token 0 is edited and wins against a token of the logit it should have by its lower id, but not against the next
     larger one.
     """
-    edits = data.draw(st.lists(row_edits(1).filter(lambda e: e.allowed != []), min_size=4, max_size=4))
+    edits = data.draw(st.lists(row_edits(1), min_size=4, max_size=4))
     raw = np.random.default_rng(seed).normal(0, 5, 4).astype(np.float32)
     edits = [replace(edit, allowed=None, bias={t: b for t, b in edit.bias.items() if b > -math.inf}) for edit in edits]
     wanted = [edit_logits(raw[i : i + 1], logit_edits({0: edit}, 1), 0)[0] for i, edit in enumerate(edits)]
