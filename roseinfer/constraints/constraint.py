@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from roseinfer.constraints.vocabulary import GrammarVocabulary
 from roseinfer.core.batch import UInt32Array
 from roseinfer.core.errors import EngineError, RoseinferError
 from roseinfer.core.messages import GrammarKind
+
+_LIMITS = re.compile("lexer error|items; max|Too many items")  # what the library says when one is reached
 
 
 class CompiledGrammar:
@@ -101,10 +104,10 @@ class Constraint:
 
     def _error(self) -> RoseinferError:
         message = self._message()
-        if "satisfy the grammar" in message or message.startswith("panic"):
-            return EngineError(f"the grammar refuses the answer: {message}")
         if message == "NoExtensionBias":
             message = "it leads to a place where no token of the model's vocabulary may follow"
+        elif not _LIMITS.search(message):
+            return EngineError(f"the grammar refuses the answer: {message or 'no reason given'}")
         return refusal_of(self._grammar.kind, message)
 
     def _message(self) -> str:

@@ -156,6 +156,7 @@ def _check_one(schema: Schema) -> None:
         raise _error(f"keywords that are not supported: {', '.join(unsupported)}")
     for key in _NUMBERS:
         _check_numbers(key, schema.get(key))
+    _shift_exclusive_bounds(schema)
     _check_object(schema)
 
 
@@ -198,6 +199,30 @@ def _check_numbers(key: str, value: Any) -> None:
             raise _error(f"integers in {key} may be at most 2**53 in size")
         elif isinstance(item, float) and not math.isfinite(item):
             raise _error(f"numbers in {key} must be finite")
+
+
+def _shift_exclusive_bounds(schema: Schema) -> None:
+    """Where numbers lie between an exclusive whole bound and another within 1 of it, llguidance lets that bound in.
+
+    So an inclusive one stands a billionth further inside, as `allOf` can bring the two together later.
+    """
+    if schema.get("type") == "integer":
+        return
+    for exclusive, inclusive, sign, tighter in (
+        ("exclusiveMinimum", "minimum", 1, max),
+        ("exclusiveMaximum", "maximum", -1, min),
+    ):
+        bound = schema.get(exclusive)
+        if not _is_number(bound) or bound != int(bound):
+            continue
+        shifted = bound + sign * max(1e-9, math.ulp(bound))
+        other = schema.get(inclusive)
+        schema[inclusive] = tighter(shifted, other) if _is_number(other) else shifted
+        del schema[exclusive]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_object(schema: Schema) -> None:

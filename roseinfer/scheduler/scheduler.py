@@ -264,18 +264,19 @@ class Scheduler:
         token_ids: list[int] = samples.token_ids.tolist()
         num_samples = num_scores = 0
         for row in batch.rows:
-            output = None
+            failed = None
             if row.num_scores:
-                output = self._take_scores(row, num_scores, scores)
+                failed = self._take_scores(row, num_scores, scores)
                 num_scores += row.num_scores
-            if output is None and row.is_sampled:
+            if failed is not None:
+                outputs.append(failed)
+            elif row.is_sampled:
                 error = failures.get(row.request) if failures else None
-                output = self._accept(row, token_ids[num_samples], num_samples, samples, error)
-            elif output is None:
+                outputs.append(self._accept(row, token_ids[num_samples], num_samples, samples, error))
+            else:
                 self._advance(row.request, row.num_new_tokens)
-            num_samples += row.is_sampled
-            if output is not None:
-                outputs.append(output)
+            if row.is_sampled:
+                num_samples += 1
         return outputs
 
     def _take_scores(self, row: BatchRow, index: int, scores: SampleOutput | None) -> TokenOutput | None:

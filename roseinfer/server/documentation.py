@@ -29,5 +29,7 @@ def examples(bodies: Mapping[str, Any]) -> dict[str, Any]:
 
 def event_stream(description: str) -> dict[int | str, dict[str, Any]]:
     """For routes that answer with a stream if the body asks for one."""
-    content = {"text/event-stream": {"schema": {"type": "string", "description": f"server-sent events: {description}"}}}
-    return {200: {"description": "the answer, or a stream of its parts where `stream` is true", "content": content}}
+    data = {"type": "string", "description": description}
+    schema = {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+    content = {"text/event-stream": {"itemSchema": schema}}
+    return {200: {"description": "the answer, or server-sent events where `stream` is true", "content": content}}

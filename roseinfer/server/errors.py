@@ -37,8 +37,8 @@ class ModelNotFoundError(InvalidRequestError):
 class ErrorDetail(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
-    message: str
-    type: Literal["invalid_request_error", "server_error"]
+    message: str = Field(description="for people")
+    type: Literal["invalid_request_error", "server_error"] = Field(description="who is to blame")
     param: str | None = Field(description="the field that is wrong")
     code: str | None = Field(description="for programs, for example context_length_exceeded")
 
@@ -46,7 +46,7 @@ class ErrorDetail(BaseModel):
 class ErrorReply(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
-    error: ErrorDetail
+    error: ErrorDetail = Field(description="what went wrong")
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {

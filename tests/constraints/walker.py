@@ -14,6 +14,10 @@ from roseinfer.text import Tokenizer
 _CLOSERS = b'"}]'
 
 
+def _closes(token: bytes) -> bool:
+    return token == b"null" or (len(token) < 4 and any(byte in token for byte in _CLOSERS))
+
+
 def table_of(tokenizer: Tokenizer, vocab_size: int | None = None) -> TokenTable:
     size = tokenizer.vocab_size
     tokens = [tokenizer.token_bytes(i) for i in range(size)]
@@ -59,7 +63,8 @@ class Walker:
 
     def __init__(self, table: TokenTable) -> None:
         self._table = table
-        self._closers = np.array([any(byte in token for byte in _CLOSERS) for token in table.tokens])
+        self._closers = np.array([_closes(token) for token in table.tokens])
+        self._is_byte = np.array([len(token) == 1 for token in table.tokens])
         self._is_eos = np.isin(np.arange(len(table.tokens)), table.eos_ids)
 
     def walk(self, grammar: CompiledGrammar, seed: int, *, patience: int = 24, max_steps: int = 600) -> Walk:
@@ -76,9 +81,9 @@ class Walker:
     def _choose(self, constraint: Constraint, rng: random.Random, urge: float) -> int:
         bits = np.unpackbits(mask_of(constraint, self._table).view(np.uint8), bitorder="little")
         allowed = np.flatnonzero(bits[: len(self._closers)])
-        for wanted in (self._is_eos, self._closers):
+        for wanted, chance in ((self._is_eos, 1.0), (self._closers, 0.7), (self._is_byte, 0.7)):
             favoured = allowed[wanted[allowed]]
-            if len(favoured) and rng.random() < urge:
+            if len(favoured) and rng.random() < min(urge, 1) * chance:
                 return int(rng.choice(favoured))
         return int(rng.choice(allowed))
 

@@ -27,6 +27,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}{{ extra }}"
 )
+TOOL_TEMPLATE = "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}<tool_call>{% endif %}" + TEMPLATE
 
 
 class PlainByteEncoder:
@@ -43,7 +44,7 @@ def token_bytes(token_id: int) -> bytes:
     return {EOS: b"<eos>", BOS: b"<bos>"}.get(token_id) or bytes([token_id])
 
 
-def make_tokenizer() -> Tokenizer:
+def make_tokenizer(template: str) -> Tokenizer:
     """One token per byte; a text begins with BOS."""
     return Tokenizer(
         PlainByteEncoder(),
@@ -55,11 +56,13 @@ def make_tokenizer() -> Tokenizer:
         add_prefix=True,
         strip_space=False,
         max_token_chars=1,
-        chat_template=ChatTemplate(TEMPLATE),
+        chat_template=ChatTemplate(template),
     )
 
 
-def byte_engine(program: RecitingProgram | None = None) -> InferenceEngine:
+def byte_engine(
+    program: RecitingProgram | None = None, *, name: str = "bytes", template: str = TEMPLATE
+) -> InferenceEngine:
     """A running engine, to be closed by the caller."""
     pool = BlockPool(MAX_RUNNING * MAX_MODEL_LEN // 16, 16)
     scheduler = Scheduler(
@@ -75,7 +78,7 @@ def byte_engine(program: RecitingProgram | None = None) -> InferenceEngine:
     engine = Engine(program or RecitingProgram(), scheduler, GrammarCompiler(lambda: table))
     client = EngineClient(engine, (EOS,))
     client.start()
-    info: Any = SimpleNamespace(name="bytes", max_model_len=MAX_MODEL_LEN, memory=RecitingProgram().memory())
+    info: Any = SimpleNamespace(name=name, max_model_len=MAX_MODEL_LEN, memory=RecitingProgram().memory())
     return InferenceEngine.from_parts(client, make_tokenizer(), info)
 
 

@@ -36,9 +36,10 @@ def chat(url: str) -> Any:
 
 def test_a_message_is_the_chat_in_other_words(url: str, chat: Any) -> None:
     with anthropic.Anthropic(base_url=url, api_key="k", max_retries=0) as client:
-        body = {**SETTINGS, "messages": [QUESTION], "system": SYSTEM}
-        message = client.messages.create(**body, max_tokens=24)
-        with client.messages.stream(**body, max_tokens=24) as stream:
+        body: Any = {"model": "smollm2", "max_tokens": 24, "messages": [QUESTION], "system": SYSTEM}
+        body["extra_body"] = {"temperature": 0}  # which the API has, and this client no longer
+        message = client.messages.create(**body)
+        with client.messages.stream(**body) as stream:
             streamed = "".join(stream.text_stream)
         counted = client.messages.count_tokens(model="smollm2", messages=[QUESTION], system=SYSTEM)
     text = chat.choices[0].message.content

@@ -18,7 +18,7 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from tests.server.byte_server import byte_engine, serve
+from tests.server.byte_server import TOOL_TEMPLATE, byte_engine, serve
 
 CHECKS = [
     not_a_server_error,
@@ -39,6 +39,7 @@ NUM_CASES = {
     ("POST", "/detokenize"): 80,
     ("GET", "/v1/models/{model_id}"): 40,
 }
+UNBREAKABLE = [("GET", "/v1/models/{model_id}")]  # any text is a sound one
 PLAIN = [  # take nothing, so that one case is all there is
     ("GET", "/v1/models"),
     ("GET", "/health"),
@@ -62,7 +63,7 @@ class FuzzedServer:
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[FuzzedServer]:
     config = schemathesis.Config.from_dict({"seed": 1, "generation": {"deterministic": True}})
-    with byte_engine() as engine, serve(engine) as url, requests.Session() as session:
+    with byte_engine(name="smollm2-135m", template=TOOL_TEMPLATE) as engine, serve(engine) as url, requests.Session() as session:
         yield FuzzedServer(url, schemathesis.openapi.from_url(f"{url}/openapi.json", config=config), session)
 
 
@@ -80,6 +81,8 @@ def test_an_operation_that_takes_nothing(fuzzed: FuzzedServer, method: str, path
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["sound", "broken"])
 @pytest.mark.parametrize(("method", "path"), NUM_CASES, ids=[path for _, path in NUM_CASES])
 def test_fuzzing(fuzzed: FuzzedServer, method: str, path: str, mode: GenerationMode) -> None:
+    if (method, path) in UNBREAKABLE:
+        mode = GenerationMode.POSITIVE
     operation = fuzzed.schema[path][method]
 
     @settings(

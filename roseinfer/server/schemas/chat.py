@@ -79,67 +79,69 @@ class ChatRequest(TemplateFields, SamplingFields):
 
 
 class CalledFunctionReply(ReplyBody):
-    name: str
-    arguments: str
+    name: str = Field(description="which function")
+    arguments: str = Field(description="JSON, as the model wrote it")
 
 
 class ToolCallReply(ReplyBody):
-    id: str
-    type: Literal["function"]
-    function: CalledFunctionReply
+    id: str = Field(description="to be given with the result")
+    type: Literal["function"] = Field(description="only functions can be called")
+    function: CalledFunctionReply = Field(description="the call")
 
 
 class ChatMessage(ReplyBody):
-    role: Literal["assistant"]
-    content: str | None
-    refusal: None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallReply] | None = None
+    role: Literal["assistant"] = Field(description="who speaks")
+    content: str | None = Field(description="the answer; null where there are only calls")
+    refusal: None = Field(description="always null")
+    reasoning_content: str | None = Field(None, description="what the model thought before it answered")
+    tool_calls: list[ToolCallReply] | None = Field(None, description="what the model calls")
 
 
 class TopLogprob(ReplyBody):
-    token: str
-    logprob: float
-    bytes: list[int]
+    token: str = Field(description="its text")
+    logprob: float = Field(description="natural logarithm of its probability")
+    bytes: list[int] = Field(description="what it adds to the text")
 
 
 class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
+    top_logprobs: list[TopLogprob] = Field(description="the likeliest tokens at its place")
 
 
 class ChatLogprobs(ReplyBody):
-    content: list[TokenLogprob]
-    refusal: None
+    content: list[TokenLogprob] = Field(description="of each token of the answer")
+    refusal: None = Field(description="always null")
 
 
 class ChatChoice(ReplyBody):
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    index: int = Field(description="from 0 to n - 1")
+    message: ChatMessage = Field(description="the answer")
+    logprobs: ChatLogprobs | None = Field(description="if they were asked for")
+    finish_reason: Literal["stop", "length", "tool_calls"] = Field(description="why it ends")
     stop_reason: int | str | None = Field(
         description="the stop string or token that ended it; null for the model's own"
     )
-    token_ids: list[int] | None = None
+    token_ids: list[int] | None = Field(None, description="the answer's tokens, if they were asked for")
 
 
 class ChatReply(ReplyBody):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChoice]
-    usage: Usage
-    timings: Timings
-    prompt_token_ids: list[int] | None = None
-    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
-    warnings: list[str] | None = None
+    id: str = Field(description="names the reply; ends with the request's id")
+    object: Literal["chat.completion"] = Field(description="what kind of reply")
+    created: int = Field(description="when, in seconds since 1970")
+    model: str = Field(description="the model's name")
+    system_fingerprint: str = Field(description="equal ones give equal answers to equal seeds")
+    choices: list[ChatChoice] = Field(description="the answers")
+    usage: Usage = Field(description="how many tokens")
+    timings: Timings = Field(description="how long it took")
+    prompt_token_ids: list[int] | None = Field(None, description="the prompt's tokens, if they were asked for")
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
+        None, description="of each token of the prompt but the first, by token id"
+    )
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")
 
 
 class RenderReply(ReplyBody):
     prompt: str = Field(description="the text that the chat template makes of the request")
-    prompt_token_ids: list[int]
-    count: int
-    max_model_len: int
-    warnings: list[str] | None = None
+    prompt_token_ids: list[int] = Field(description="the text's tokens")
+    count: int = Field(description="how many there are")
+    max_model_len: int = Field(description="how many prompt and answer may have")
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")

@@ -59,32 +59,34 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionLogprobs(ReplyBody):
-    tokens: list[str]
+    tokens: list[str] = Field(description="the text of each token")
     token_logprobs: list[float | None] = Field(description="null for the first token of an echoed prompt")
     top_logprobs: list[dict[str, float] | None] | None = Field(description="null where logprobs is 0")
     text_offset: list[int] = Field(description="characters of the text before each token")
 
 
 class CompletionChoice(ReplyBody):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    index: int = Field(description="prompt by prompt, n of each")
+    text: str = Field(description="what follows the prompt")
+    logprobs: CompletionLogprobs | None = Field(description="if they were asked for")
+    finish_reason: Literal["stop", "length"] = Field(description="why it ends")
     stop_reason: int | str | None = Field(
         description="the stop string or token that ended it; null for the model's own"
     )
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+    token_ids: list[int] | None = Field(None, description="the answer's tokens, if they were asked for")
+    prompt_token_ids: list[int] | None = Field(None, description="the prompt's tokens, if they were asked for")
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
+        None, description="of each token of the prompt but the first, by token id"
+    )
 
 
 class CompletionReply(ReplyBody):
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[CompletionChoice]
-    usage: Usage
-    timings: Timings
-    warnings: list[str] | None = None
+    id: str = Field(description="names the reply; ends with the request's id")
+    object: Literal["text_completion"] = Field(description="what kind of reply")
+    created: int = Field(description="when, in seconds since 1970")
+    model: str = Field(description="the model's name")
+    system_fingerprint: str = Field(description="equal ones give equal answers to equal seeds")
+    choices: list[CompletionChoice] = Field(description="the answers")
+    usage: Usage = Field(description="how many tokens")
+    timings: Timings = Field(description="how long it took")
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")

@@ -23,4 +23,4 @@ class GenerateRequest(RequestBody):
 
 class GenerateReply(BaseModel):
     text: str = Field(description="the prompt and its completion")
-    warnings: list[str] | None = None
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")

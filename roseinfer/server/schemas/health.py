@@ -6,4 +6,4 @@ from pydantic import BaseModel
 
 
 class HealthReply(BaseModel):
-    status: str
+    status: str = Field(description="ok")

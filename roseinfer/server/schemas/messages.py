@@ -11,8 +11,8 @@ from roseinfer.server.schemas.sampling import kind_of
 
 
 class TextPart(RequestBody):
-    type: Literal["text"]
-    text: str
+    type: Literal["text"] = Field(description="what kind of part")
+    text: str = Field(description="what it says")
 
 
 def _part_kind(value: Any) -> str | None:
@@ -37,45 +37,45 @@ Content = Annotated[
 
 
 class CalledFunction(RequestBody):
-    name: str = Field(min_length=1, max_length=64)
+    name: str = Field(min_length=1, max_length=64, description="the function that was called")
     arguments: str = Field(description="JSON, as the model wrote it")
 
 
 class ToolCall(RequestBody):
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    id: str = Field(description="what the result's message refers to")
+    type: Literal["function"] = Field("function", description="only functions can be called")
+    function: CalledFunction = Field(description="the call")
 
 
 class SystemMessage(RequestBody):
-    role: Literal["system", "developer"]
-    content: Content
-    name: str | None = None
+    role: Literal["system", "developer"] = Field(description="who speaks")
+    content: Content = Field(description="what the model is to be")
+    name: str | None = Field(None, description="for templates that read it")
 
 
 class UserMessage(RequestBody):
-    role: Literal["user"]
-    content: Content
-    name: str | None = None
+    role: Literal["user"] = Field(description="who speaks")
+    content: Content = Field(description="what is asked")
+    name: str | None = Field(None, description="for templates that read it")
 
 
 class AssistantMessage(RequestBody):
-    role: Literal["assistant"]
+    role: Literal["assistant"] = Field(description="who speaks")
     content: Content | None = Field(None, description="may be left out where there are tool_calls")
     reasoning_content: str | None = Field(None, description="what the model thought before it answered")
     reasoning: str | None = Field(None, description="the same by another name")
     refusal: str | None = Field(None, description="means nothing here")
-    tool_calls: list[ToolCall] | None = None
-    name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="what the model has called")
+    name: str | None = Field(None, description="for templates that read it")
     audio: NotSupported = Field(None, description="not supported")
     function_call: NotSupported = Field(None, description="not supported: see tool_calls")
 
 
 class ToolMessage(RequestBody):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-    name: str | None = None
+    role: Literal["tool"] = Field(description="who speaks")
+    content: Content = Field(description="the result of a call")
+    tool_call_id: str = Field(description="the call that it is the result of")
+    name: str | None = Field(None, description="for templates that read it")
 
 
 def _role_of(value: Any) -> str | None:

@@ -10,23 +10,23 @@ from roseinfer.server.schemas.base import RequestBody
 
 
 class TextFormat(RequestBody):
-    type: Literal["text"]
+    type: Literal["text"] = Field(description="any text")
 
 
 class JsonObjectFormat(RequestBody):
-    type: Literal["json_object"]
+    type: Literal["json_object"] = Field(description="any JSON object")
 
 
 class JsonSchema(RequestBody):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    description: str | None = None
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="what the schema is called")
+    description: str | None = Field(None, description="what the answer is for")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="left out = any JSON object")
     strict: bool | None = Field(None, description="the answer satisfies the schema, whatever stands here")
 
 
 class JsonSchemaFormat(RequestBody):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
+    type: Literal["json_schema"] = Field(description="JSON that satisfies a schema")
+    json_schema: JsonSchema = Field(description="the schema")
 
 
 ResponseFormat: TypeAlias = Annotated[

@@ -29,11 +29,11 @@ class TokenizeRequest(TemplateFields):
 
 
 class TokenizeReply(ReplyBody):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
-    warnings: list[str] | None = None
+    count: int = Field(description="how many tokens there are")
+    max_model_len: int = Field(description="how many prompt and answer may have")
+    tokens: list[int] = Field(description="their ids")
+    token_strs: list[str] | None = Field(description="their texts, if they were asked for")
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")
 
 
 class DetokenizeRequest(RequestBody):
@@ -43,4 +43,4 @@ class DetokenizeRequest(RequestBody):
 
 class DetokenizeReply(ReplyBody):
     prompt: str = Field(description="the text of the tokens, names of special ones included")
-    warnings: list[str] | None = None
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")

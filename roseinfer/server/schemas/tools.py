@@ -13,24 +13,24 @@ FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
 class Function(RequestBody):
-    name: str = Field(pattern=FUNCTION_NAME)
-    description: str | None = None
+    name: str = Field(pattern=FUNCTION_NAME, description="what the model calls it by")
+    description: str | None = Field(None, description="what it is good for")
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema of the arguments; left out = none")
     strict: bool | None = Field(None, description="arguments satisfy the schema always")
 
 
 class FunctionTool(RequestBody):
-    type: Literal["function"]
-    function: Function
+    type: Literal["function"] = Field(description="only functions can be called")
+    function: Function = Field(description="the function")
 
 
 class FunctionName(RequestBody):
-    name: str = Field(pattern=FUNCTION_NAME)
+    name: str = Field(pattern=FUNCTION_NAME, description="one of those in tools")
 
 
 class NamedFunction(RequestBody):
-    type: Literal["function"]
-    function: FunctionName
+    type: Literal["function"] = Field(description="only functions can be called")
+    function: FunctionName = Field(description="the one that must be called")
 
 
 def _choice_kind(value: Any) -> str | None:

@@ -12,23 +12,23 @@ class PromptTokensDetails(ReplyBody):
 
 
 class Usage(ReplyBody):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens: int = Field(description="of all prompts, each counted once")
+    completion_tokens: int = Field(description="of all choices")
+    total_tokens: int = Field(description="both together")
+    prompt_tokens_details: PromptTokensDetails = Field(description="what of the prompts was known already")
 
 
 class Timings(ReplyBody):
     """Of several sequences the longest times, and the tokens per second of all together."""
 
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
+    queue_ms: float = Field(description="waiting for the first step")
+    prefill_ms: float = Field(description="from there to the first token")
+    decode_ms: float = Field(description="from the first token to the last")
     ttft_ms: float | None = Field(description="from the request's arrival to the first token")
-    tokens_per_second: float | None
+    tokens_per_second: float | None = Field(description="while decoding; null for a single token")
 
 
 class PromptLogprob(ReplyBody):
-    logprob: float
+    logprob: float = Field(description="natural logarithm of its probability")
     rank: int | None = Field(description="1 = the likeliest; null where it is not among those asked for")
-    decoded_token: str
+    decoded_token: str = Field(description="its text")
