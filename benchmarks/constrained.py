@@ -4,8 +4,8 @@
 
 Both by turns (A B A B), so that they meet the same machine. The first table has the time from token to token of
 `batch` sequences, all with a JSON schema or all without; "mixed" has one with a schema among others without, whose
-time is told. The second has the time from token to token of one plain stream, alone and while grammars come one after the
-other that take long to compile or are refused.
+time is told. The second has the time from token to token of one plain stream, alone and while grammars come one after
+the other that take long to compile or are refused.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "uvicorn": ("server",),
     "prometheus_client": ("server",),
     "typer": ("cli",),
+    "llguidance": ("constraints",),
     "transformers": (),
     "gguf": (),
 }

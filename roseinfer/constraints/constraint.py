@@ -23,7 +23,7 @@ _LIMITS = re.compile("lexer error|items; max|Too many items")  # what the librar
 class CompiledGrammar:
     """Thread safe. Its requests share the lexer's states, which makes their masks cheaper the more there are.
 
-    They also share the end of it: when the states are too many, all of them need a new one, which is compiled then.
+    They also share its end, when one of them needs too many states: each of the others goes on with a lexer of its own.
     """
 
     def __init__(self, kind: GrammarKind, vocabulary: GrammarVocabulary, compile_matcher: Callable[[], LLMatcher]):
@@ -38,12 +38,17 @@ class CompiledGrammar:
     def start(self) -> Constraint:
         return Constraint(self)
 
-    def copy_matcher(self, worn_out: LLMatcher | None = None) -> tuple[LLMatcher, LLMatcher]:
-        """A matcher at the grammar's start, and what it is a copy of: not of `worn_out`."""
+    def copy_matcher(self) -> tuple[LLMatcher, LLMatcher]:
+        """A matcher at the grammar's start, and the one whose lexer it shares."""
+        with self._lock:
+            return self._matcher.deep_copy(), self._matcher
+
+    def own_matcher(self, worn_out: LLMatcher) -> LLMatcher:
+        """One that shares nothing, for a request that shared `worn_out`'s lexer; later ones get a new one to share."""
         with self._lock:
             if self._matcher is worn_out:
                 self._matcher = self._compile()
-            return self._matcher.deep_copy(), self._matcher
+        return self._compile()
 
 
 class Constraint:
@@ -55,7 +60,9 @@ class Constraint:
 
     def __init__(self, grammar: CompiledGrammar) -> None:
         self._grammar = grammar
-        self._matcher, self._origin = grammar.copy_matcher()
+        matcher, origin = grammar.copy_matcher()
+        self._matcher = matcher
+        self._origin: LLMatcher | None = origin  # None once its lexer is its own
         self._token_ids: list[int] = []
         self._words = np.empty(grammar.vocabulary.num_words, np.uint32)
 
@@ -96,10 +103,10 @@ class Constraint:
             self._words[num_tokens // 32] &= np.uint32((1 << num_tokens % 32) - 1)
 
     def _renew(self) -> bool:
-        """True if the shared lexer was worn out, perhaps by others, and a new one is now where this one was."""
-        if "lexer error" not in self._message():
+        """True if a shared lexer was worn out, perhaps by others, and an own one has taken its place."""
+        if self._origin is None or "lexer error" not in self._message():
             return False
-        self._matcher, self._origin = self._grammar.copy_matcher(worn_out=self._origin)
+        self._matcher, self._origin = self._grammar.own_matcher(self._origin), None
         return self._matcher.consume_tokens(self._token_ids)
 
     def _error(self) -> RoseinferError:

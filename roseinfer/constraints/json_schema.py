@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from roseinfer.constraints.limits import MAX_SCHEMA_DEPTH
 from roseinfer.core.errors import InvalidRequestError
@@ -221,7 +221,7 @@ def _shift_exclusive_bounds(schema: Schema) -> None:
         del schema[exclusive]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

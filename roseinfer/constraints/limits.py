@@ -11,10 +11,10 @@ MAX_SCHEMA_DEPTH = 32  # subschemas within subschemas
 MAX_LARK_SYMBOLS = 5000  # a step of an ambiguous grammar costs up to their square
 MAX_GBNF_BYTES = 16 * 1024
 MAX_GBNF_RULES = 256  # converting costs up to their number times the bytes
-MAX_STEP_SECONDS = 0.25  # processor time of one mask; usual are 0.01 to 5 ms
+MAX_STEP_SECONDS = 0.1  # processor time of one mask; usual are 0.01 to 5 ms
 MAX_TRIAL_BYTES = 1 << 30
-TRIAL_STACK_BYTES = 4 << 20
-WORKER_STACK_BYTES = 16 << 20  # whatever passes the trial's smaller stack passes this one
+TRIAL_STACK_BYTES = 1 << 20  # what passes here passes any thread of the server's
+WORKER_STACK_BYTES = 16 << 20
 
 
 def parser_limits() -> LLParserLimits:

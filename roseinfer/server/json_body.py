@@ -84,12 +84,12 @@ def _validate(model: type[BaseModel], value: Any) -> BaseModel:
 def _place_in(value: Any, location: Sequence[str | int]) -> Iterator[str | int]:
     """Of Pydantic's location the parts that lead somewhere in the body: it names alternatives of a field as well."""
     for index, part in enumerate(location, 1):
-        if isinstance(value, dict) and part in value:
+        try:
             value = value[part]
-        elif isinstance(value, list) and isinstance(part, int):
-            value = value[part]
-        elif index < len(location) or not isinstance(value, dict) or part == "[key]":
-            continue  # the last part may be a field that is missing
+        except (LookupError, TypeError):
+            # The last part may be a field that is missing.
+            if index < len(location) or not isinstance(value, dict) or part == "[key]":
+                continue
         yield part
 
 

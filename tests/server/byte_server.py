@@ -61,7 +61,11 @@ def make_tokenizer(template: str) -> Tokenizer:
 
 
 def byte_engine(
-    program: RecitingProgram | None = None, *, name: str = "bytes", template: str = TEMPLATE
+    program: RecitingProgram | None = None,
+    *,
+    name: str = "bytes",
+    template: str = TEMPLATE,
+    max_running: int = MAX_RUNNING,
 ) -> InferenceEngine:
     """A running engine, to be closed by the caller."""
     pool = BlockPool(MAX_RUNNING * MAX_MODEL_LEN // 16, 16)
@@ -69,7 +73,7 @@ def byte_engine(
         block_pool=pool,
         prefix_cache=PrefixCache(pool),
         max_batch_tokens=256,
-        max_running=MAX_RUNNING,
+        max_running=max_running,
         max_model_len=MAX_MODEL_LEN,
         max_logit_rows=2 * MAX_RUNNING,
     )
@@ -79,7 +83,7 @@ def byte_engine(
     client = EngineClient(engine, (EOS,))
     client.start()
     info: Any = SimpleNamespace(name=name, max_model_len=MAX_MODEL_LEN, memory=RecitingProgram().memory())
-    return InferenceEngine.from_parts(client, make_tokenizer(), info)
+    return InferenceEngine.from_parts(client, make_tokenizer(template), info)
 
 
 @contextlib.contextmanager

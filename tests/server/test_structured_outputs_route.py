@@ -1,4 +1,4 @@
-"""Answers that must look like something, over HTTP: the grammar is compiled, obeyed, and its faults are the caller's."""
+"""Answers that must look like something: grammars are compiled and obeyed, and their faults are the caller's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.server.answering import TEMPLATE, AnsweringProgram
 from tests.server.byte_server import byte_engine, serve
 from tests.server.live import assert_error
 
@@ -24,6 +25,17 @@ HELLO = [{"role": "user", "content": "Hello"}]
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     with byte_engine() as engine, serve(engine) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tool_client() -> Iterator[httpx.Client]:
+    """For a model that may call tools; its prompts end within its thoughts, which it ends at once."""
+    with (
+        byte_engine(AnsweringProgram("</think>nonsense"), template=TEMPLATE + "<think>{# </think> #}") as engine,
+        serve(engine) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
         yield client
 
 
@@ -64,6 +76,40 @@ def test_response_format(client: httpx.Client) -> None:
     body = {"messages": HELLO, "response_format": wanted, "temperature": 0, "logit_bias": {"32": -100, "10": -100}}
     (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
     assert isinstance(json.loads(choice["message"]["content"])["ok"], bool)
+
+
+def chat(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    """The message; white space is written only where nothing else may be."""
+    bias = {str(ord(space)): -100 for space in " \t\r\n"}
+    reply = client.post("/v1/chat/completions", json={"messages": HELLO, "temperature": 0, "logit_bias": bias, **body})
+    assert reply.status_code == 200, reply.text
+    message: dict[str, Any] = reply.json()["choices"][0]["message"]
+    return message
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {"name": name, "parameters": {"properties": {}, "additionalProperties": False}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("required", ["look", "listen"]), ({"type": "function", "function": {"name": "listen"}}, ["listen"])],
+)
+def test_calls_that_must_be(tool_client: httpx.Client, choice: Any, names: list[str]) -> None:
+    body = {"tools": [tool("look"), tool("listen")], "tool_choice": choice, "parallel_tool_calls": False}
+    message = chat(tool_client, **body)
+    (call,) = message["tool_calls"]
+    assert call["function"]["name"] in names
+    assert json.loads(call["function"]["arguments"]) == {}
+
+
+def test_json_follows_the_thoughts(tool_client: httpx.Client) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+    message = chat(tool_client, response_format=wanted)
+    assert isinstance(json.loads(message["content"])["ok"], bool)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

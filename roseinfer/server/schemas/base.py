@@ -15,7 +15,9 @@ MAX_NAME_CHARS = 64
 class RequestBody(BaseModel):
     """A body, or an object within one, that tells its caller which of its fields mean nothing here."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
     def warnings(self) -> list[str] | None:
         unknown = [f"unknown field {name[:MAX_NAME_CHARS]!r} was ignored" for name in self.unknown_fields()]
