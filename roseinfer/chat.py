@@ -76,7 +76,7 @@ class Conversation:
         """
         question = {"role": "user", "content": text}
         rendered = self._template.render([*self.transcript(), question], add_generation_prompt=True)
-        ids = self._engine.tokenizer.encode_segments(rendered.segments)
+        ids = self._engine.tokenizer.encode_segments(rendered.segments, add_bos=False)  # the template writes its own
         generations = self._engine.prepare_ids([ids], self._params, TextOptions(), cut=True)
         pieces: list[str] = []
         try:

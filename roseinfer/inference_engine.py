@@ -368,7 +368,9 @@ def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClie
         tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
         info: ModelInfo
         eos_ids: list[int]  # both are there before the first grammar is
-        grammars = GrammarCompiler(lambda: _token_table(tokenizer, info, eos_ids))
+        grammars = GrammarCompiler(
+            lambda: _token_table(tokenizer, info, eos_ids), max_pending=config.max_running + config.max_queue
+        )
         with LoadingBar() if say else contextlib.nullcontext() as progress:
             engine, info = build_engine(
                 checkpoint,

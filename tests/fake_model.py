@@ -85,8 +85,12 @@ class ByteEncoder:
         return list(text.encode())
 
 
+def _token_bytes(token_id: int) -> bytes:
+    return {EOS: b"<eos>", BOS: b"<bos>"}.get(token_id) or bytes([token_id])
+
+
 def byte_tokenizer() -> Tokenizer:
-    vocabulary = Vocabulary(VOCAB_SIZE, lambda token_id: bytes([token_id]), special_ids=(EOS, BOS))
+    vocabulary = Vocabulary(VOCAB_SIZE, _token_bytes, special_ids=(EOS, BOS))
     return Tokenizer(
         ByteEncoder(),
         vocabulary,

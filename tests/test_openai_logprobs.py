@@ -116,7 +116,9 @@ def test_chats(judge: Judge, temperature: float) -> None:
     joined = bytes(byte for entry in entries for byte in entry["bytes"])
     assert joined.decode("utf-8", "replace") == choice["message"]["content"]
     for entry in entries:
-        assert all(bytes(top["bytes"]).decode("utf-8", "replace") in (top["token"], "") for top in entry["top_logprobs"])
+        assert all(
+            bytes(top["bytes"]).decode("utf-8", "replace") in (top["token"], "") for top in entry["top_logprobs"]
+        )
 
 
 def test_a_chats_stream(judge: Judge) -> None:

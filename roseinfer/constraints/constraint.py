@@ -84,23 +84,25 @@ class Constraint:
 
         Runs without the interpreter's lock.
         """
-        started = time.thread_time()
-        self._compute()
+        seconds = self._compute()
         if self._matcher.is_error() and self._renew():
-            self._compute()
+            seconds = self._compute()
         if self._matcher.is_error():
             raise self._error()
-        if time.thread_time() - started > MAX_STEP_SECONDS:
+        if seconds > MAX_STEP_SECONDS:
             raise refusal_of(self._grammar.kind, "it takes too long to tell what may come next")
         num_words = min(len(row), len(self._words))
         row[:num_words] = self._words[:num_words]
         row[num_words:] = 0
 
-    def _compute(self) -> None:
+    def _compute(self) -> float:
+        """Seconds of processor time it took."""
+        started = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         num_tokens = self._grammar.vocabulary.num_tokens
         if num_tokens % 32:  # an end token of the library's own may stand behind the vocabulary
             self._words[num_tokens // 32] &= np.uint32((1 << num_tokens % 32) - 1)
+        return time.thread_time() - started
 
     def _renew(self) -> bool:
         """True if a shared lexer was worn out, perhaps by others, and an own one has taken its place."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import sys
@@ -19,8 +20,11 @@ from llguidance import LLMatcher, LLTokenizer
 from roseinfer.constraints.limits import MAX_TRIAL_BYTES, TRIAL_STACK_BYTES, parser_limits
 from roseinfer.constraints.vocabulary import build_tokenizer
 
+NICENESS = 5  # those who are being served come first
+
 
 def main() -> None:
+    os.nice(NICENESS)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm has to kill, also within native code
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server's; the end of the input ends this process

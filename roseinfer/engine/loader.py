@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 16
 DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_running requests
 NUM_SCORE_ROWS = 32  # rows of logits for prompts' logprobs, beside those that running requests sample from
+DIGESTED_BYTES = 64  # at each end of a tensor
 MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
@@ -49,6 +51,9 @@ class ModelInfo:
     eos_ids: tuple[int, ...]
     memory: dict[str, int]  # bytes: weights, kv_cache, activations
     isa: str
+    dtype: str  # as it was asked for
+    kv_dtype: str
+    weights_digest: str  # see `weights_digest`
 
 
 def build_engine(
@@ -118,8 +123,23 @@ def build_engine(
         eos_ids=tuple(i for i in model.eos_ids if i < model.graph.vocab_size),
         memory=program.memory(),
         isa=str(getattr(program, "isa", "")),
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        weights_digest=weights_digest(model.weights),
     )
     return engine, info
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Tells models apart: of every tensor its name, format, shape, and the bytes at its beginning and end.
+
+    All bytes would take as long to read as the model takes to load.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.format} {tensor.shape}".encode())
+        digest.update(tensor.data[:DIGESTED_BYTES].tobytes() + tensor.data[-DIGESTED_BYTES:].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _forgetting(checkpoint: Checkpoint, progress: Progress | None) -> Progress:

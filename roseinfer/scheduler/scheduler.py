@@ -28,7 +28,7 @@ from typing import Any
 from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.core.batch import SampleOutput
-from roseinfer.core.errors import EngineError
+from roseinfer.core.errors import EngineError, InvalidRequestError
 from roseinfer.core.messages import FinishReason, PromptLogprobs, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch, BatchRow
@@ -98,9 +98,12 @@ class Scheduler:
         return self._finish(request, _output(request, [], "abort")) if request else None
 
     def fail(self, request: Request, error: Exception) -> TokenOutput:
-        """Ends a request because of a fault of ours."""
-        message = f"the request failed in the engine: {error}"
-        return self._finish(request, _output(request, [], "error", error=message))
+        """Ends a request because of a fault of ours or, with an InvalidRequestError, of the caller's."""
+        if isinstance(error, InvalidRequestError):
+            fault = {"error": error.message, "error_param": error.param}
+        else:
+            fault = {"error": f"the request failed in the engine: {error}"}
+        return self._finish(request, _output(request, [], "error", **fault))
 
     # -- planning -------------------------------------------------------------------------------------------
 

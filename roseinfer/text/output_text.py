@@ -110,11 +110,12 @@ class OutputText:
         return None
 
     def _add_token(self, output: TokenOutput, index: int) -> StopMatch | None:
-        start = self._num_final + len(self._held)
+        start, was_open = self._num_final + len(self._held), self._stream.has_open_character
         piece = self._stream.push(output.token_ids[index : index + 1])
         if self._infos is not None:
             # An open character is at least one character of text to come.
-            self._infos.add(output, index, start, start + len(piece) + self._stream.has_open_character)
+            end = start + len(piece) + self._stream.has_open_character
+            self._infos.add(output, index, start, end, follows_open=was_open)
         return self._add_text(piece)
 
     def _add_text(self, piece: str) -> StopMatch | None:

@@ -54,10 +54,15 @@ class TokenInfos:
         self._skip_special = skip_special
         self._waiting: deque[tuple[TokenInfo, int]] = deque()  # with the length of the text up to its end
 
-    def add(self, output: TokenOutput, index: int, start: int, end: int) -> None:
-        """The `index`-th token of `output`, whose text is the answer's characters from `start` to `end`."""
+    def add(self, output: TokenOutput, index: int, start: int, end: int, *, follows_open: bool = False) -> None:
+        """The `index`-th token of `output`, whose text is the answer's characters from `start` to `end`.
+
+        `follows_open`: the first of them was begun by the tokens before it.
+        """
         token_id = output.token_ids[index]
         text, token_bytes = describe_token(self._tokenizer, token_id, skip_special=self._skip_special)
+        if follows_open and token_bytes and not _continues_character(token_bytes):
+            start += 1  # what was begun is broken off, which is one U+FFFD before this token
         info = TokenInfo(token_id, text, token_bytes, output.logprobs[index], self._top(output, index), start)
         self._waiting.append((info, end))
 
@@ -78,3 +83,8 @@ class TokenInfos:
         """Of the remaining ones those that begin in a text of `text_len` characters; the others are dropped."""
         waiting, self._waiting = self._waiting, deque()
         return [info for info, _ in waiting if info.text_offset < text_len]
+
+
+def _continues_character(token_bytes: bytes) -> bool:
+    """Whether they begin with a UTF-8 continuation byte."""
+    return token_bytes[0] & 0xC0 == 0x80

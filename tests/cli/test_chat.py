@@ -66,7 +66,7 @@ def with_template(tokenizer: Any) -> Any:
         return SimpleNamespace(segments=[(rendered(messages), True)])
 
     tokenizer.chat_template = SimpleNamespace(render=render)
-    tokenizer.encode_segments = lambda segments: [i for text, _ in segments for i in tokenizer.encode(text)]
+    tokenizer.encode_segments = lambda segments, add_bos: [i for text, _ in segments for i in tokenizer.encode(text)]
     return tokenizer
 
 

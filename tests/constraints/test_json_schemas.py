@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 
 from roseinfer.constraints import GrammarCompiler, TokenTable
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import Grammar
-from tests.constraints.schemas import load_schemas
+from tests.constraints.schemas import load_schemas, parse, validator_of
 from tests.constraints.walker import Walker, byte_table
 
 SCHEMAS = load_schemas()
 WALKS, MOST_WALKS = 3, 8
-
-
-def validator_of(schema: dict[str, Any]) -> Validator:
-    """Numbers are decimal, as in floats 0.3 is no multiple of 0.1; formats are annotations."""
-    decimal = json.loads(json.dumps(schema), parse_float=Decimal)
-    return validator_for(schema, default=Draft202012Validator)(decimal)
-
-
-def parse(text: bytes) -> Any:
-    return json.loads(text, parse_float=exact)
-
-
-def exact(number: str) -> Decimal | float:
-    try:
-        return Decimal(number)
-    except InvalidOperation:  # an exponent of many digits
-        return float(number)
 
 
 def as_grammar(schema: Any) -> Grammar:

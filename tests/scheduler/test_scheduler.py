@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from roseinfer.core.batch import SampleOutput
+from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import PromptLogprobs, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch
@@ -427,3 +428,15 @@ def test_the_check_finds_a_shared_writable_block() -> None:
     scheduler.block_pool.release([own])
     with pytest.raises(AssertionError, match="shared"):
         scheduler.check()
+
+
+def test_a_callers_fault_names_the_field() -> None:
+    scheduler = make_scheduler()
+    ours, theirs = add(scheduler, "ours", prompt(3)), add(scheduler, "theirs", prompt(3, 9))
+    scheduler.schedule()
+    output = scheduler.fail(ours, ValueError("oh"))
+    assert (output.error, output.error_param) == ("the request failed in the engine: oh", None)
+    output = scheduler.fail(theirs, InvalidRequestError("no token may follow", "grammar"))
+    assert (output.error, output.error_param) == ("no token may follow", "grammar")
+    assert not scheduler.has_work
+    scheduler.check()

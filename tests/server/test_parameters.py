@@ -127,7 +127,11 @@ PARAMETERS = [
     ),
     Parameter(
         "messages",
-        [CHAT, [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], [{"role": "developer", "content": "a"}]],
+        [
+            CHAT,
+            [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+            [{"role": "developer", "content": "a"}],
+        ],
         [
             *(None, [], 1, {}, "Hi", [1], [{}], [{"role": "user"}], [{"role": "king", "content": "a"}]),
             [{"role": "user", "content": 1}],
@@ -269,7 +273,9 @@ EDITS: list[tuple[Body, Edit]] = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("fields", "edit"), EDITS, ids=[next(iter(fields)) + f"-{i}" for i, (fields, _) in enumerate(EDITS)])
+@pytest.mark.parametrize(
+    ("fields", "edit"), EDITS, ids=[next(iter(fields)) + f"-{i}" for i, (fields, _) in enumerate(EDITS)]
+)
 def test_what_changes_logits(client: httpx.Client, path: str, fields: Body, edit: Edit) -> None:
     body = {**prompt_of(path), **GREEDY, **fields}
     answer = ask_both(client, path, body).choices[0]
@@ -431,7 +437,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "min_p": st.floats(0, 1),
     "n": st.integers(1, 3),
     "max_tokens": st.integers(0, 70),
-    "stop": st.one_of(st.sampled_from(["n", "€", " z", "ü"]), st.lists(st.text("abnz €", min_size=1, max_size=2), max_size=4)),
+    "stop": st.one_of(
+        st.sampled_from(["n", "€", " z", "ü"]), st.lists(st.text("abnz €", min_size=1, max_size=2), max_size=4)
+    ),
     "presence_penalty": st.floats(-2, 2),
     "frequency_penalty": st.floats(-2, 2),
     "repetition_penalty": st.floats(0.5, 3),
@@ -456,9 +464,7 @@ ONE_ROUTE: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_of_them_together(client: httpx.Client, path: str, data: st.DataObject) -> None:
     """Alone, as a stream, and beside three others: the same answer."""

@@ -84,7 +84,7 @@ def render(
         tools=[tool.model_dump(exclude_unset=True) for tool in body.tools or ()] if with_tools else None,
         add_generation_prompt=begins_answer,
         continue_final_message=is_continued,
-        **{**(variables or {}), **(body.chat_template_kwargs or {})},
+        variables={**(variables or {}), **(body.chat_template_kwargs or {})},
     )
 
 

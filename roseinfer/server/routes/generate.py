@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
 from fastapi import APIRouter, Request, Response
@@ -10,15 +9,20 @@ from fastapi import APIRouter, Request, Response
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.dependencies import defaults_of, engine_of
-from roseinfer.server.disconnect import ClientGoneError, TextStream, run_while_connected
+from roseinfer.server.disconnect import ClientGoneError, run_while_connected
+from roseinfer.server.documentation import examples
 from roseinfer.server.json_body import JSONBodyRoute
+from roseinfer.server.middleware.access_log import CLIENT_CLOSED_REQUEST, describe
 from roseinfer.server.schemas import GenerateReply, GenerateRequest
+from roseinfer.server.text_stream import TextStream
+from roseinfer.server.worker import run_sized
 
 router = APIRouter(route_class=JSONBodyRoute, tags=["generate"])
 
-# Tokenising up to here takes no longer than the event loop may be held.
-MAX_INLINE_CHARS = 2048
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it
+EXAMPLES = {
+    "text": {"prompt": "The capital of France is", "max_new_tokens": 16},
+    "stream": {"prompt": "Once upon a time", "do_sample": True, "temperature": 0.8, "seed": 1, "stream": True},
+}
 
 _PARAMS = {field.name for field in dataclasses.fields(GenerateParams)}
 
@@ -27,23 +31,25 @@ _PARAMS = {field.name for field in dataclasses.fields(GenerateParams)}
     "/generate",
     response_model=GenerateReply,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    openapi_extra=examples(EXAMPLES),
 )
 async def generate(body: GenerateRequest, request: Request) -> Response:
+    """Continues a prompt: the prompt and its completion, or the completion alone in pieces as it is generated."""
     engine = engine_of(request)
-    generation = await _prepare(engine, body, defaults_of(request))
+    generation, warnings = await _prepare(engine, body, defaults_of(request)), body.warnings()
     if body.stream:
-        return TextStream(engine, generation)
+        return TextStream(engine, generation, warnings)
     try:
         text = await run_while_connected(request.receive, engine.acomplete(generation))
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    reply = GenerateReply(text=body.prompt + text, warnings=body.warnings())
+    finally:
+        request.scope["state"]["access"] = describe([generation.record], model=engine.name, warnings=warnings)
+    reply = GenerateReply(text=body.prompt + text, warnings=warnings)
     return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def _prepare(engine: InferenceEngine, body: GenerateRequest, defaults: GenerateParams) -> Generation:
     given = {name: getattr(body, name) for name in body.model_fields_set & _PARAMS}
     params = dataclasses.replace(defaults, **given)
-    if len(body.prompt) <= MAX_INLINE_CHARS:
-        return engine.prepare(body.prompt, params)
-    return await asyncio.to_thread(engine.prepare, body.prompt, params)
+    return await run_sized(len(body.prompt), lambda: engine.prepare(body.prompt, params))

@@ -22,6 +22,7 @@ PREFIXES = {"roseinfer": ("roseinfer",), "vllm": ("vllm",), "both": ("roseinfer"
     },
 )
 async def metrics(request: Request) -> Response:
+    """Counters, gauges and histograms of the engine and its requests, in Prometheus' text format."""
     accept = request.headers.get("accept", "")
     text, media_type = await asyncio.to_thread(_render, request.app, accept)
     return Response(text, headers={"Content-Type": media_type})

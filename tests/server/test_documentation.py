@@ -1,0 +1,68 @@
+"""`/docs` and `/openapi.json`: complete, and without a word from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from tests.server.byte_server import byte_engine, serve
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with byte_engine() as engine, serve(engine) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> Any:
+    return client.get("/openapi.json").json()
+
+
+def operations(document: Any) -> list[tuple[str, Any]]:
+    return [(path, operation) for path, methods in document["paths"].items() for operation in methods.values()]
+
+
+def test_the_page_asks_nobody_else(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert re.findall(r"""https?://|["'(=\s]//[a-z]|url\(|@import""", page.text) == []
+    sources = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert sources["default-src"] == "'none'"
+    assert all(value in ("'none'", "'self'", "'unsafe-inline'") for value in sources.values())
+    assert "openapi.json" in page.text
+
+
+@pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect"])
+def test_there_is_no_other_page(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_every_operation_says_what_it_is(document: Any) -> None:
+    for path, operation in operations(document):
+        assert operation["summary"], path
+        assert operation.get("description"), path
+
+
+def test_every_operation_says_how_it_fails(document: Any) -> None:
+    for path, operation in operations(document):
+        for status in ("4XX", "5XX"):
+            content = operation["responses"][status]["content"]["application/json"]
+            assert "$ref" in content["schema"], path
+
+
+def test_every_body_has_examples_that_are_sound(document: Any) -> None:
+    for path, operation in operations(document):
+        if "requestBody" not in operation:
+            continue
+        content = operation["requestBody"]["content"]["application/json"]
+        schema = {**content["schema"], "components": document["components"]}
+        assert content["examples"], path
+        for example in content["examples"].values():
+            Draft202012Validator(schema).validate(example["value"])
