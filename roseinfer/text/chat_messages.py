@@ -34,11 +34,14 @@ def _checked_key(key: object, param: str) -> str:
     return key
 
 
-def prepare_messages(messages: Sequence[Mapping[str, Any]], *, as_parts: bool, keep_parts: bool) -> list[Message]:
+def prepare_messages(
+    messages: Sequence[Mapping[str, Any]], *, as_parts: bool, keep_parts: bool, keep_null: bool = True
+) -> list[Message]:
     """Copies for a template: fields that are null are left out, except `content`; arguments of tool calls are objects.
 
     `as_parts`: the template reads lists of parts only. `keep_parts`: it reads them too; else the texts of all parts
-    become one string, joined by newlines. Raises InvalidRequestError naming what is wrong.
+    become one string, joined by newlines. Without `keep_null` content that is null, as beside tool calls, is empty: a
+    template that does not know of them would fail. Raises InvalidRequestError naming what is wrong.
     """
     if not messages:
         raise InvalidRequestError("messages must not be empty", "messages")
@@ -47,9 +50,20 @@ def prepare_messages(messages: Sequence[Mapping[str, Any]], *, as_parts: bool, k
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidRequestError(f"messages[{index}] must be an object with a role", "messages")
         copy = _message(plain_copy(message, "messages"))
-        copy["content"] = _content(copy.get("content"), f"messages[{index}].content", as_parts, keep_parts)
+        content = copy.get("content")
+        if content is None and not keep_null:
+            content = ""
+        copy["content"] = _content(content, f"messages[{index}].content", as_parts, keep_parts)
         prepared.append(copy)
     return prepared
+
+
+def has_tool_messages(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether tools were called in a conversation, so that its template must know of them."""
+    return any(
+        isinstance(message, Mapping) and (message.get("role") == "tool" or message.get("tool_calls"))
+        for message in messages
+    )
 
 
 def _message(message: Message) -> Message:

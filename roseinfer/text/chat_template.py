@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.text.chat_messages import Message, plain_copy, prepare_messages
+from roseinfer.text.chat_messages import Message, has_tool_messages, plain_copy, prepare_messages
 from roseinfer.text.control_names import ControlNames, Mask, RenderedPrompt, map_strings, private_use_in
 from roseinfer.text.render_budget import BudgetError, RenderBudget
 
@@ -36,7 +36,7 @@ class ChatTemplate:
     """Thread safe. Jinja is imported, and a template compiled, with the first rendering.
 
     Args:
-        source: the template; `tool_source` the one to use when tools are given, if the model has two.
+        source: the template; `tool_source` the one for tools, or for messages that tell of them, if the model has two.
         bos_token, eos_token, tokens: what templates know by these names, for example `tokens={"unk_token": "<unk>"}`.
         control_names: the names that encoding takes for special tokens. In what callers write they are text.
         max_chars, max_seconds: what one rendering may make and take; the time is that of its thread.
@@ -83,9 +83,14 @@ class ChatTemplate:
         """
         further = {**kwargs, **(variables or {})}
         _check_arguments(messages, add_generation_prompt, continue_final_message, further)
-        compiled = self._compile(self.tool_source if tools else self.source)
+        compiled = self._compile(self.tool_source if tools or has_tool_messages(messages) else self.source)
         facts = compiled.facts
-        chat = prepare_messages(messages, as_parts=facts.needs_parts, keep_parts=facts.iterates_content)
+        chat = prepare_messages(
+            messages,
+            as_parts=facts.needs_parts,
+            keep_parts=facts.iterates_content,
+            keep_null=facts.reads_tool_calls,
+        )
         further = plain_copy(further, "chat_template_kwargs")
         given = {"tools": plain_copy(tools, "tools") or None, "documents": None, **further}
         mask = Mask(self._names, private_use_in([self.source, self.tool_source, chat, given]))

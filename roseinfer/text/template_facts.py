@@ -12,6 +12,7 @@ from jinja2 import nodes
 class TemplateFacts:
     iterates_content: bool  # it can read a message's content as a list of parts
     tests_strings: bool  # it asks somewhere whether a value is a string
+    reads_tool_calls: bool
     searched: tuple[str, ...]  # texts that it compares with, or looks for
 
     @property
@@ -27,7 +28,14 @@ def find_facts(tree: nodes.Template) -> TemplateFacts:
     return TemplateFacts(
         iterates_content=_iterates_content(tree),
         tests_strings=any(test.name == "string" for test in tree.find_all(nodes.Test)),
+        reads_tool_calls=_mentions(tree, "tool_calls"),
         searched=tuple(dict.fromkeys(_searched(tree))),
+    )
+
+
+def _mentions(tree: nodes.Template, field: str) -> bool:
+    return any(node.attr == field for node in tree.find_all(nodes.Getattr)) or any(
+        node.value == field for node in tree.find_all(nodes.Const)
     )
 
 

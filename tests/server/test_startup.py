@@ -16,13 +16,16 @@ from roseinfer.server import startup
 ROOT = Path(__file__).parents[2]
 SERVED_SCHEMA = """
 import json, sys
+from types import SimpleNamespace
 from roseinfer.server import startup
 startup.import_fastapi()
 from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from roseinfer.server.app import create_app
 is_built = OpenAPI.__pydantic_complete__
-schema = create_app(None).openapi()
+info = SimpleNamespace(name="fake", max_model_len=8, memory={})
+engine = SimpleNamespace(client=SimpleNamespace(max_model_len=8), info=info, name="fake")
+schema = create_app(engine).openapi()
 print(json.dumps([is_built, schema, "pydantic.v1.main" in sys.modules, BaseModel.model_config]))
 """
 

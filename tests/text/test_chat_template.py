@@ -185,7 +185,7 @@ def test_fields_that_are_null_are_not_there() -> None:
     message = {**ANSWER, "tool_calls": None, "name": None}
     source = "{{ messages[0].keys() | list }}{{ messages[0].content }}"
     assert template(source).render([message]).text == "['role', 'content']Hello!  "
-    assert template(source).render([{"role": "assistant", "tool_calls": []}]).text == "['role', 'content']None"
+    assert template(source).render([{"role": "assistant", "tool_calls": []}]).text == "['role', 'content']"
 
 
 @pytest.mark.parametrize(("arguments", "shown"), [('{"a": 1}', "{'a': 1}"), ("", "{}"), ("{a", "{a"), ("[1]", "[1]")])
@@ -384,3 +384,25 @@ def test_threads_share_a_template() -> None:
         thread.join()
     for index, chat in enumerate(chats):
         assert texts[index] == [expected(source_of("qwen3"), chat, add_generation_prompt=True)] * 20
+
+
+CALLED = [
+    HELLO,
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "now", "arguments": "{}"}}]},
+    {"role": "tool", "content": "noon"},
+]
+
+
+def test_past_calls_do_not_fail_where_the_template_knows_of_none() -> None:
+    rendered = template(source_of("chatml")).render(CALLED)
+    assert "noon" in rendered.text
+    assert "None" not in rendered.text
+
+
+def test_past_calls_are_rendered_by_the_template_for_tools() -> None:
+    twofold = ChatTemplate(
+        source_of("chatml"),
+        tool_source="{% for m in messages %}{{ m.tool_calls is defined and m.content is none }} {% endfor %}",
+    )
+    assert twofold.render(CALLED).text == "False True False "
+    assert twofold.render([HELLO]).text == template(source_of("chatml")).render([HELLO]).text
