@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from roseinfer.constraints.limits import WORKER_STACK_BYTES, parser_limits
+from roseinfer.constraints.limits import NICENESS, WORKER_STACK_BYTES, parser_limits
 from roseinfer.constraints.refusal import refusal_of
 from roseinfer.constraints.source import source_of
 from roseinfer.constraints.token_table import TokenTable
@@ -96,6 +99,7 @@ class GrammarCompiler:
         self._condition.notify_all()
 
     def _run(self) -> None:
+        _step_back()
         while (grammar := self._next()) is not None:
             try:
                 compiled = self._compile(grammar)
@@ -166,6 +170,13 @@ def _empty_row(vocabulary: GrammarVocabulary) -> UInt32Array:
     import numpy as np
 
     return np.empty(vocabulary.num_words, np.uint32)
+
+
+def _step_back() -> None:
+    """This thread gets less of a busy machine, where the system has priorities of threads."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _start_thread(run: Callable[[], None]) -> threading.Thread:

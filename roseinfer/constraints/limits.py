@@ -13,6 +13,7 @@ MAX_GBNF_BYTES = 16 * 1024
 MAX_GBNF_RULES = 256  # converting costs up to their number times the bytes
 MAX_STEP_SECONDS = 0.1  # processor time of one mask; usual are 0.01 to 5 ms
 MAX_TRIAL_BYTES = 1 << 30
+NICENESS = 5  # of all that compiles: those who are being served come first
 TRIAL_STACK_BYTES = 1 << 20  # what passes here passes any thread of the server's
 WORKER_STACK_BYTES = 16 << 20
 

@@ -64,7 +64,6 @@ class CompileTrial:
             stderr=subprocess.DEVNULL,
             cwd="/",
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,
         )
         _send(self._process, self._settings)
         return self._process

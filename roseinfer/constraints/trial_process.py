@@ -17,10 +17,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
-from roseinfer.constraints.limits import MAX_TRIAL_BYTES, TRIAL_STACK_BYTES, parser_limits
+from roseinfer.constraints.limits import MAX_TRIAL_BYTES, NICENESS, TRIAL_STACK_BYTES, parser_limits
 from roseinfer.constraints.vocabulary import build_tokenizer
-
-NICENESS = 5  # those who are being served come first
 
 
 def main() -> None:
