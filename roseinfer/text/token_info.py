@@ -61,7 +61,7 @@ class TokenInfos:
         """
         token_id = output.token_ids[index]
         text, token_bytes = describe_token(self._tokenizer, token_id, skip_special=self._skip_special)
-        if follows_open and token_bytes and not _continues_character(token_bytes):
+        if follows_open and token_bytes and not continues_character(token_bytes):
             start += 1  # what was begun is broken off, which is one U+FFFD before this token
         info = TokenInfo(token_id, text, token_bytes, output.logprobs[index], self._top(output, index), start)
         self._waiting.append((info, end))
@@ -85,6 +85,6 @@ class TokenInfos:
         return [info for info, _ in waiting if info.text_offset < text_len]
 
 
-def _continues_character(token_bytes: bytes) -> bool:
+def continues_character(token_bytes: bytes) -> bool:
     """Whether they begin with a UTF-8 continuation byte."""
     return token_bytes[0] & 0xC0 == 0x80

@@ -329,3 +329,10 @@ def test_a_model_without_a_template(server: LiveServer) -> None:
 
 def test_another_model_is_not_found(chatty: LiveServer) -> None:
     assert_error(chatty.chat(messages=HELLO, model="x"), 404, param="model", code="model_not_found")
+
+
+def test_unknown_fields_are_named_wherever_they_are(chatty: LiveServer) -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "hi", "colour": 1}], "mood": 2}
+    reply = chatty.client.post("/v1/chat/completions", json={"messages": [message], "max_tokens": 1, "bar": 3})
+    names = ["bar", "messages.0.mood", "messages.0.content.0.colour"]
+    assert sorted(reply.json()["warnings"]) == sorted(f"unknown field {name!r} was ignored" for name in names)

@@ -399,3 +399,10 @@ def test_a_full_queue_refuses_as_a_whole(start_server: StartServer) -> None:
         refused = server.complete(prompt=["a", "b"])
         assert_error(refused, 503, code="server_is_overloaded")
         assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_offsets_behind_a_broken_character(server: LiveServer) -> None:
+    body = {"prompt": [0xE2, 0x44, 0xC3, 0xBC, 0x61], "echo": True, "logprobs": 0, "max_tokens": 0}
+    choice = server.client.post("/v1/completions", json=body).json()["choices"][0]
+    assert choice["text"] == "\ufffdDüa"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 2, 3]

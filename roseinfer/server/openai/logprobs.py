@@ -8,7 +8,7 @@ from typing import Any
 from roseinfer.core.messages import PromptLogprobs
 from roseinfer.text import Tokenizer
 from roseinfer.text.output_text import LikelyToken, TokenInfo
-from roseinfer.text.token_info import describe_token
+from roseinfer.text.token_info import continues_character, describe_token
 
 LOWEST = -9999.0  # OpenAI's, for what cannot happen: JSON has no infinity
 
@@ -27,11 +27,7 @@ def echoed_logprobs(
     tokenizer: Tokenizer, prompt_ids: Sequence[int], found: PromptLogprobs, num_top: int
 ) -> dict[str, Any]:
     """The prompt's tokens, and `num_top` likely ones at each place; nothing is known of the first place."""
-    stream = tokenizer.detokenizer()
-    offsets, num_chars = [], 0
-    for token_id in prompt_ids:
-        offsets.append(num_chars)
-        num_chars += len(stream.push([token_id]))
+    offsets = list(_offsets(tokenizer, prompt_ids))
     names = [_name(tokenizer, token_id) for token_id in prompt_ids]
     logprobs = [_finite(logprob) for logprob in found.logprobs]
     return {
@@ -40,6 +36,16 @@ def echoed_logprobs(
         "top_logprobs": [None, *_echoed_tops(tokenizer, names[1:], found, num_top)] if num_top else None,
         "text_offset": offsets,
     }
+
+
+def _offsets(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Iterator[int]:
+    """Characters of the text before each token."""
+    stream, num_chars = tokenizer.detokenizer(), 0
+    for token_id in token_ids:
+        token_bytes = describe_token(tokenizer, token_id)[1]
+        breaks_off = stream.has_open_character and token_bytes and not continues_character(token_bytes)
+        yield num_chars + bool(breaks_off)  # what was begun becomes one U+FFFD before this token
+        num_chars += len(stream.push([token_id]))
 
 
 def _echoed_tops(

@@ -27,9 +27,16 @@ class RequestBody(BaseModel):
         """By name, those of objects within with the path to them."""
         names = list(self.model_extra or ())
         for name in self.model_fields_set:
-            if isinstance(inner := getattr(self, name, None), RequestBody):
-                names += [f"{name}.{inside}" for inside in inner.unknown_fields()]
+            names += _unknown_within(name, getattr(self, name, None))
         return names
+
+
+def _unknown_within(path: str, value: object) -> list[str]:
+    if isinstance(value, RequestBody):
+        return [f"{path}.{name}" for name in value.unknown_fields()]
+    if isinstance(value, list):
+        return [name for index, item in enumerate(value) for name in _unknown_within(f"{path}.{index}", item)]
+    return []
 
 
 class ReplyBody(BaseModel):
