@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +12,6 @@ from roseinfer.engine.client import EngineClient
 from roseinfer.engine.engine import Engine
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.scheduler.scheduler import Scheduler
-from roseinfer.server.app import create_app
-from roseinfer.server.runner import bind, make_server
 from roseinfer.text import Tokenizer
 from roseinfer.text.chat_template import ChatTemplate
 from roseinfer.text.vocabulary import Vocabulary
@@ -84,19 +79,3 @@ def byte_engine(
     client.start()
     info: Any = SimpleNamespace(name=name, max_model_len=MAX_MODEL_LEN, memory=RecitingProgram().memory())
     return InferenceEngine.from_parts(client, make_tokenizer(template), info)
-
-
-@contextlib.contextmanager
-def serve(engine: InferenceEngine, *, api_keys: Sequence[str] = ()) -> Iterator[str]:
-    """Yields the server's URL; the engine is the caller's to close."""
-    ready = threading.Event()
-    with bind("127.0.0.1", 0) as listener:
-        server = make_server(create_app(engine, api_keys=api_keys), "error", ready.set)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            assert ready.wait(30)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)

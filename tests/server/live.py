@@ -60,22 +60,30 @@ def serving(
     chat_template: str | None = None,
 ) -> Iterator[LiveServer]:
     program = program or RecitingProgram()
-    ready = threading.Event()
-    with fake_engine(program, max_running=max_running, max_queue=max_queue) as engine, bind("127.0.0.1", 0) as listener:
+    with fake_engine(program, max_running=max_running, max_queue=max_queue) as engine:
         if chat_template is not None:
             engine.tokenizer.chat_template = ChatTemplate(chat_template)
-        port = listener.getsockname()[1]
-        server = make_server(create_app(engine, defaults=defaults, api_keys=api_keys), "error", ready.set)
+        with (
+            serve(engine, defaults=defaults, api_keys=api_keys) as url,
+            httpx.Client(base_url=url, timeout=30) as client,
+        ):
+            yield LiveServer(url, client.base_url.port or 0, engine, program, client)
+
+
+@contextlib.contextmanager
+def serve(engine: InferenceEngine, **settings: Any) -> Iterator[str]:
+    """Yields the server's address; the engine is the caller's to close. `settings` are those of `create_app`."""
+    ready = threading.Event()
+    with bind("127.0.0.1", 0) as listener:
+        server = make_server(create_app(engine, **settings), "error", ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        assert ready.wait(30)
-        url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=30) as client:
-            try:
-                yield LiveServer(url, port, engine, program, client)
-            finally:
-                server.should_exit = True
-                thread.join(30)
+        try:
+            assert ready.wait(30)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 def assert_error(reply: httpx.Response, status: int, param: str | None = None, code: str | None = None) -> str:

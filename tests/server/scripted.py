@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,10 +19,9 @@ from roseinfer.engine.client import EngineClient
 from roseinfer.engine.engine import Engine
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.scheduler.scheduler import Scheduler
-from roseinfer.server.app import create_app
-from roseinfer.server.runner import bind, make_server
 from roseinfer.text.chat_template import ChatTemplate
 from tests.fake_model import EOS, VOCAB_SIZE, RecitingProgram, byte_tokenizer
+from tests.server.live import serve
 
 MAX_MODEL_LEN = 1024
 # Hermes' calls and the usual tags around reasoning, without the words that real templates put around them.
@@ -125,21 +123,5 @@ def scripted_engine(program: ScriptedProgram) -> InferenceEngine:
 @contextlib.contextmanager
 def serving_script(*, api_keys: Sequence[str] = ()) -> Iterator[ScriptedServer]:
     program = ScriptedProgram()
-    with scripted_engine(program) as engine, serving_engine(engine, api_keys=api_keys) as url:
+    with scripted_engine(program) as engine, serve(engine, api_keys=api_keys) as url:
         yield ScriptedServer(url, engine, program)
-
-
-@contextlib.contextmanager
-def serving_engine(engine: InferenceEngine, *, api_keys: Sequence[str] = ()) -> Iterator[str]:
-    """The address at which it is served."""
-    ready = threading.Event()
-    with bind("127.0.0.1", 0) as listener:
-        server = make_server(create_app(engine, api_keys=api_keys), "error", ready.set)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            assert ready.wait(30)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.server.byte_server import byte_engine, serve
+from tests.server.byte_server import byte_engine
+from tests.server.live import serve
 
 
 @pytest.fixture(scope="module")

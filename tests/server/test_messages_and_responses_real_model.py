@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from roseinfer.inference_engine import InferenceEngine
-from tests.server.scripted import serving_engine
+from tests.server.live import serve
 
 QUESTION: Any = {"role": "user", "content": "What is the capital of France? Answer in one sentence."}
 SYSTEM = "You know geography."
@@ -22,7 +22,7 @@ SETTINGS: Any = {"model": "smollm2", "temperature": 0}
 def url(smollm2_path: Path) -> Iterator[str]:
     with (
         InferenceEngine(str(smollm2_path), served_model_name="smollm2", threads=2) as engine,
-        serving_engine(engine) as url,
+        serve(engine) as url,
     ):
         yield url
 

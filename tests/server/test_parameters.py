@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fake_model import BOS, EOS, RecitingProgram, _logits
-from tests.server.byte_server import byte_engine, serve
+from tests.server.byte_server import byte_engine
+from tests.server.live import serve
 from tests.server.replies import CHAT, CHATS, COMPLETIONS, Body, ask, ask_both, ask_streaming, prompt_of
 
 PATHS = [COMPLETIONS, CHATS]

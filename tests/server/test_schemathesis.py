@@ -18,7 +18,8 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from tests.server.byte_server import TOOL_TEMPLATE, byte_engine, serve
+from tests.server.byte_server import TOOL_TEMPLATE, byte_engine
+from tests.server.live import serve
 
 CHECKS = [
     not_a_server_error,

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.server.answering import TEMPLATE, AnsweringProgram
-from tests.server.byte_server import byte_engine, serve
-from tests.server.live import assert_error
+from tests.server.byte_server import byte_engine
+from tests.server.live import assert_error, serve
 
 SCHEMA = {
     "type": "object",

@@ -10,7 +10,7 @@ import pytest
 
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.text.chat_template import ChatTemplate
-from tests.server.byte_server import serve
+from tests.server.live import serve
 
 TOOL_TEMPLATE = Path(__file__).parents[2] / "text" / "chat_templates" / "hermes.jinja"
 CONTROL_NAMES = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")

@@ -14,8 +14,9 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from tests.fake_model import RecitingProgram
-from tests.server.byte_server import byte_engine, serve
+from tests.server.byte_server import byte_engine
 from tests.server.clients.conftest import RealServer
+from tests.server.live import serve
 
 MODEL = "smollm2"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
