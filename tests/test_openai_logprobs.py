@@ -18,7 +18,8 @@ from roseinfer.text import Tokenizer
 from roseinfer.text.chat_template import ChatTemplate
 from roseinfer.text.vocabulary import Vocabulary
 from tests.harness import log_softmax
-from tests.server.byte_server import TEMPLATE, PlainByteEncoder, serve
+from tests.server.byte_server import TEMPLATE, PlainByteEncoder
+from tests.server.live import serve
 from tests.server.replies import read_events
 from tests.tiny_models import EOS_ID, VOCAB_SIZE, TinyModel
 

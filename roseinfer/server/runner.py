@@ -99,6 +99,7 @@ def _announce(engine: InferenceEngine, listener: socket.socket) -> None:
     body = '{"prompt": "The capital of France is", "max_new_tokens": 16}'
     logger.info("%s is served at %s (%s)", engine.name, url, format_memory(engine.info.memory))
     logger.info("try: curl %s/generate -H 'Content-Type: application/json' -d '%s'", url, body)
+    logger.info("OpenAI clients: base_url=%s/v1; all routes: %s/docs", url, url)
 
 
 def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> uvicorn.Server:
