@@ -156,7 +156,7 @@ def test_reasoning_and_logprobs() -> None:
         ({"text": {"format": {"type": "xml"}}}, ["format"]),
         ({"text": {"verbosity": "low"}}, ["verbosity"]),
         ({"reasoning": {"summary": "detailed"}}, ["summary"]),
-        ({"include": ["reasoning.encrypted_content"]}, ["include"]),
+        ({"include": ["file_search_call.results"]}, ["include"]),
         ({"top_logprobs": 3}, ["top_logprobs"]),
         ({"stream_options": {"include_obfuscation": False}}, ["stream_options"]),
         ({"store": True}, ["store"]),
@@ -177,3 +177,9 @@ def test_what_cannot_be_done_is_named(body: dict[str, Any], words: list[str]) ->
     told = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
     assert all(word in told for word in words), told
     assert len(told) < 300
+
+
+def test_encrypted_reasoning_is_taken_with_a_warning() -> None:
+    body = ResponseRequest.model_validate({"input": "Hello", "include": ["reasoning.encrypted_content"]})
+    assert not body.wants_logprobs
+    assert body.warnings() == ["include: there is no reasoning.encrypted_content, reasoning is told in the open"]

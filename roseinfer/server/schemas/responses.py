@@ -253,8 +253,8 @@ class ResponseRequest(RequestBody):
     top_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="so many likeliest tokens at each place; see include"
     )
-    include: list[Literal["message.output_text.logprobs"]] | None = Field(
-        None, description="more that the reply is to hold: the logprobs of its text"
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
+        None, description="more that the reply is to hold: the logprobs of its text; reasoning is never encrypted"
     )
     tools: list[Annotated[FunctionTool, BeforeValidator(_functions_only)]] | None = Field(
         None, max_length=MAX_TOOLS, description="functions the model may call"
@@ -289,7 +289,13 @@ class ResponseRequest(RequestBody):
 
     @property
     def wants_logprobs(self) -> bool:
-        return bool(self.include)
+        return "message.output_text.logprobs" in (self.include or ())
+
+    def warnings(self) -> list[str] | None:
+        warnings = super().warnings() or []
+        if "reasoning.encrypted_content" in (self.include or ()):
+            warnings.append("include: there is no reasoning.encrypted_content, reasoning is told in the open")
+        return warnings or None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
