@@ -51,9 +51,9 @@ class Generation:
         return self.request.max_tokens == 0
 
     @property
-    def stops_at_text(self) -> bool:
-        """Whether its reader, not the engine, finds its end."""
-        return self._stops_at_text
+    def wants_each_step(self) -> bool:
+        """Whether its reader finds its end, or has so much to do for each token that it must not come all at once."""
+        return self._stops_at_text or self.request.num_logprobs >= 0
 
     def take(self, outputs: Sequence[TokenOutput]) -> TextDelta:
         """What these outputs make final; what comes behind a stop string counts for nothing.

@@ -296,7 +296,7 @@ class InferenceEngine:
 
         The event loop is not woken before there is something to do.
         """
-        if any(generation.stops_at_text for generation in generations):
+        if any(generation.wants_each_step for generation in generations):
             return await self._gather(self.arun(generations), len(generations))
         return await self._gather(self._arun_ends(generations), len(generations))
 

@@ -90,6 +90,8 @@ class FakeCompiler:
         """The last `count` that were submitted, the latest first."""
         for _ in range(len(self._waiting) if count is None else min(count, len(self._waiting))):
             grammar, future = self._waiting.pop()
+            if not future.set_running_or_notify_cancel():
+                continue
             if grammar == BAD_GRAMMAR:
                 future.set_exception(InvalidRequestError("this is no grammar", "grammar"))
             else:

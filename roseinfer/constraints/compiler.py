@@ -90,6 +90,7 @@ class GrammarCompiler:
             self._thread.join()
 
     def _enqueue(self, grammar: Grammar) -> None:
+        self._forget_unwanted()
         if len(self._queue) >= self._max_pending:
             raise OverloadedError(f"{self._max_pending} grammars are waiting to be compiled")
         self._wanted[grammar] = []
@@ -116,9 +117,17 @@ class GrammarCompiler:
 
     def _next(self) -> Grammar | None:
         with self._condition:
+            self._forget_unwanted()
             while not self._queue and not self._is_closed:
                 self._condition.wait()
             return None if self._is_closed else self._queue.popleft()
+
+    def _forget_unwanted(self) -> None:
+        """Grammars whose callers have all gone."""
+        for grammar in list(self._queue):
+            if all(future.cancelled() for future in self._wanted[grammar]):
+                self._queue.remove(grammar)
+                del self._wanted[grammar]
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         from roseinfer.constraints.constraint import CompiledGrammar

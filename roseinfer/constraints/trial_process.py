@@ -25,7 +25,8 @@ def main() -> None:
     os.nice(NICENESS)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm has to kill, also within native code
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server's; the end of the input ends this process
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)  # meant for the server; the end of the input ends this process
     with contextlib.suppress(OSError, ValueError):  # not everywhere
         resource.setrlimit(resource.RLIMIT_AS, (MAX_TRIAL_BYTES, MAX_TRIAL_BYTES))
     threading.stack_size(TRIAL_STACK_BYTES)

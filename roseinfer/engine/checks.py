@@ -55,7 +55,11 @@ def check_ids(request: AddRequest, vocab_size: int, max_model_len: int) -> None:
     _check_words(request.bad_words_ids, vocab_size)
     check_length(len(request.prompt_ids), max_model_len)
     check_length(len(request.prompt_ids) + len(request.output_ids), max_model_len + 1)
-    check_int("allowed_token_ids", len(request.allowed_token_ids), 0, vocab_size)
+    if len(request.allowed_token_ids) > vocab_size:
+        raise InvalidRequestError(
+            f"allowed_token_ids has {len(request.allowed_token_ids)} ids, there are {vocab_size} tokens",
+            "allowed_token_ids",
+        )
     check_int("stop_token_ids", len(request.stop_token_ids), 0, 2 * MAX_STOP_TOKEN_IDS)  # the model's and its own
     check_int("choice", request.choice, 0, MAX_CHOICE)
 

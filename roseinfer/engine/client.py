@@ -150,6 +150,8 @@ class EngineClient:
                     raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
             if len(self._live) + len(submissions) > self.max_live:
                 raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
+            if not self._live:
+                self._finish_times.clear()  # idle time says nothing of the rate
             for request, on_output in submissions:
                 self._live[request.request_id] = on_output
                 self._thread.send(request)  # under the lock, so that no abort overtakes it

@@ -40,8 +40,9 @@ class PendingGrammars:
         future.add_done_callback(lambda _: self._on_ready())
 
     def remove(self, request_id: str) -> bool:
-        """Forgets a request, if it is here; others may wait for the same compilation, so that goes on."""
-        return self._pending.pop(request_id, None) is not None
+        """Forgets a request, if it is here. Where others wait for the same grammar, they have futures of their own."""
+        _, future = self._pending.pop(request_id, (None, None))
+        return future is not None and (future.cancel() or True)
 
     def take_ready(self) -> list[tuple[Request, Future[CompiledGrammar]]]:
         """In the order in which they were added."""

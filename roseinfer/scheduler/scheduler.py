@@ -299,7 +299,7 @@ class Scheduler:
         request = row.request
         try:
             if error is None and token_id < 0:
-                raise EngineError(_no_token(request))
+                raise _dead_end(request)
             fields = _logprobs(request, index, samples)
             self._advance(request, row.num_new_tokens)
         except Exception as fault:
@@ -415,11 +415,20 @@ def _first_token_fields(request: Request) -> dict[str, Any]:
     }
 
 
-def _no_token(request: Request) -> str:
-    """Why nothing could be sampled."""
-    if request.is_edited:
-        return "everything is forbidden that the model could say, or its logits hold no finite number"
-    return "the model's logits hold no finite number"
+def _dead_end(request: Request) -> Exception:
+    """Why nothing could be sampled: a caller who forbids tokens may forbid them all."""
+    params = request.params
+    limits = {
+        "grammar": params.grammar,
+        "allowed_token_ids": params.allowed_token_ids,
+        "bad_words": params.bad_words_ids,
+        "logit_bias": params.logit_bias,
+        "min_tokens": params.min_tokens,
+    }
+    given = [name for name, limit in limits.items() if limit]
+    if not given:
+        return EngineError("the model's logits hold no finite number")
+    return InvalidRequestError(f"everything is forbidden that could come next, by {', '.join(given)}", given[0])
 
 
 def _output(request: Request, token_ids: list[int], reason: FinishReason | None, **fields: Any) -> TokenOutput:

@@ -16,26 +16,37 @@ from starlette.responses import Response
 from roseinfer.core.errors import InvalidRequestError
 
 MAX_JSON_DEPTH = 64
+MAX_MEMBERS = 4096  # of one object
+MAX_LIST = 2**18  # items; lists of anything but token ids are shorter
+MAX_CONTAINERS = 65_536  # objects and lists in all
 # A body up to here is parsed in well under a millisecond.
 MAX_INLINE_BYTES = 64 * 1024
 
 
 def parse_json(content: bytes) -> Any:
-    """Raises InvalidRequestError for anything that RFC 8259 does not allow, and for more than 64 levels."""
+    """Raises InvalidRequestError for anything that RFC 8259 does not allow, and for what is too deep or too much."""
     try:
         value = from_json(content, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
-    _check_depth(value)
+    _check_size(value)
     return value
 
 
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [child for parent in level for child in _containers_in(parent)]:
-        depth += 1
+def _check_size(value: Any) -> None:
+    level, depth, count = [value], 0, 0
+    while level:
+        count += len(level)
         if depth >= MAX_JSON_DEPTH:
             raise InvalidRequestError(f"the body is nested more than {MAX_JSON_DEPTH} levels deep")
+        if count > MAX_CONTAINERS:
+            raise InvalidRequestError(f"the body has more than {MAX_CONTAINERS} objects and lists")
+        if any(isinstance(each, dict) and len(each) > MAX_MEMBERS for each in level):
+            raise InvalidRequestError(f"an object in the body has more than {MAX_MEMBERS} members")
+        if any(isinstance(each, list) and len(each) > MAX_LIST for each in level):
+            raise InvalidRequestError(f"a list in the body has more than {MAX_LIST} items")
+        level = [child for parent in level for child in _containers_in(parent)]
+        depth += 1
 
 
 def _containers_in(value: Any) -> list[Any]:
@@ -56,17 +67,17 @@ class JSONBodyRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             _check_content_type(request.headers.get("content-type", ""))
-            body = _validate(model, await _parse(await request.body()))
+            body = await _read(model, await request.body())
             response: Response = await endpoint(body, request)
             return response
 
         return handle
 
 
-async def _parse(content: bytes) -> Any:
+async def _read(model: type[BaseModel], content: bytes) -> BaseModel:
     if len(content) <= MAX_INLINE_BYTES:
-        return parse_json(content)
-    return await asyncio.to_thread(parse_json, content)
+        return _validate(model, parse_json(content))
+    return await asyncio.to_thread(lambda: _validate(model, parse_json(content)))
 
 
 def _validate(model: type[BaseModel], value: Any) -> BaseModel:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("roseinfer")
 
 DRAIN_SECONDS = 30
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, or they would race with our closing them
 BACKLOG = 2048
 
 
@@ -134,5 +135,6 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     return Server(settings)

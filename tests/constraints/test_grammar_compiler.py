@@ -163,3 +163,16 @@ def test_an_idle_compiler_can_be_closed() -> None:
     compiler.close()
     with pytest.raises(EngineError):
         compiler.compile(regex("a"))
+
+
+def test_grammars_that_nobody_waits_for_any_more_are_not_compiled(bytes_table: TokenTable) -> None:
+    compiler = GrammarCompiler(lambda: bytes_table, max_pending=4)
+    try:
+        compiler.compile(Grammar("regex", "warm"))
+        slow = [Grammar("regex", f"({number}a{{1,300}}b?){{1,300}}") for number in range(3)]
+        left = [compiler.submit(grammar) for grammar in slow * 30]
+        assert all(future.cancel() or future.done() for future in left)
+        assert all(compiler.compile(Grammar("regex", f"x{number}")) for number in range(8))
+        assert not any(future.cancelled() for future in [compiler.submit(slow[0])])
+    finally:
+        compiler.close()

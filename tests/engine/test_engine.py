@@ -317,7 +317,11 @@ def test_a_dead_end_ends_its_request_alone() -> None:
     engine.add(good)
     transcript = run_fully(engine)
     assert transcript.ends["dead"].finish_reason == "error"
-    assert "everything is forbidden" in (transcript.ends["dead"].error or "")
+    assert (
+        transcript.ends["dead"].error
+        == "everything is forbidden that could come next, by allowed_token_ids, min_tokens"
+    )
+    assert transcript.ends["dead"].error_param == "allowed_token_ids"
     assert transcript.result("good") == run_fully_alone(good)
 
 

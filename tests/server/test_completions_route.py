@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from roseinfer.inference_engine import InferenceEngine
 from tests.fake_model import EOS, MAX_MODEL_LEN, recite
-from tests.server.live import LiveServer, StartServer, assert_error
+from tests.server.live import LiveServer, StartServer, assert_error, serve
 
 GREEDY: dict[str, Any] = {"temperature": 0}
 
@@ -406,3 +408,37 @@ def test_offsets_behind_a_broken_character(server: LiveServer) -> None:
     choice = server.client.post("/v1/completions", json=body).json()["choices"][0]
     assert choice["text"] == "\ufffdDüa"
     assert choice["logprobs"]["text_offset"] == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"allowed_token_ids": [97], "bad_words": ["a"]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [256], "min_tokens": 2}, "allowed_token_ids"),
+    ],
+)
+def test_what_forbids_everything_is_the_callers_fault(server: LiveServer, fields: dict[str, Any], param: str) -> None:
+    assert_error(server.complete(prompt="a", **fields), 400, param)
+
+
+def test_large_and_wrong_bodies_hold_nobody_up(server: LiveServer) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"prompt": [1, "x"] + [1, "x"] * 200_000},
+        {"prompt": "x", "allowed_token_ids": [-1] * 400_000},
+        {"prompt": "x", "logit_bias": {f"a{i}": "x" for i in range(100_000)}},
+        {"prompt": "x", **{f"k{i}": 1 for i in range(100_000)}},
+        {"prompt": [["x"] * 1000] * 255},
+    ]
+    for body in bodies:
+        before = time.perf_counter()
+        assert server.complete(**body).status_code == 400
+        assert time.perf_counter() - before < 2.0
+
+
+def test_offsets_of_an_echo_with_special_names(smollm2_path: Path) -> None:
+    with InferenceEngine(str(smollm2_path)) as engine, serve(engine) as url:
+        text = "<|im_start|>user\nhi<|im_end|>"
+        body = {"prompt": text, "echo": True, "logprobs": 0, "max_tokens": 0}
+        choice = httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]
+    assert choice["logprobs"]["text_offset"] == [0, 12, 16, 17, 19]
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"] == text

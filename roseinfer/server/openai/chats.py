@@ -115,7 +115,8 @@ def _is_parallel(body: ChatRequest) -> bool:
 
 def _grammar(body: ChatRequest, prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[Grammar | None, str]:
     """And the field that asks for it."""
-    wanted, field = answer_grammar(body, body.response_format)
+    with renamed({"grammar": "structured_outputs"}):
+        wanted, field = answer_grammar(body, body.response_format)
     if prompt.dialect is None:
         return (wanted and _behind_reasoning(wanted, prompt, tokenizer)), field
     if wanted is not None:

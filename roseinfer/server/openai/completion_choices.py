@@ -7,6 +7,7 @@ from typing import Any
 
 from roseinfer.generation import Generation
 from roseinfer.server.openai.logprobs import completion_logprobs, echoed_logprobs, join_logprobs, prompt_logprobs
+from roseinfer.server.openai.prompts import has_text_prompts
 from roseinfer.server.schemas.completions import CompletionRequest
 from roseinfer.text import Tokenizer
 from roseinfer.text.output_text import TextDelta
@@ -30,7 +31,13 @@ class CompletionChoices:
         if found is None:
             return choice
         if self._body.echo and self._body.logprobs is not None:
-            echoed = echoed_logprobs(self._tokenizer, generation.prompt_ids, found, self._body.logprobs)
+            echoed = echoed_logprobs(
+                self._tokenizer,
+                generation.prompt_ids,
+                found,
+                self._body.logprobs,
+                skip_special=not has_text_prompts(self._body),  # a text is echoed as it was given
+            )
             choice["logprobs"] = join_logprobs(echoed, choice["logprobs"])
         if self._body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(

@@ -40,9 +40,9 @@ async def prepare_completion(engine: InferenceEngine, body: CompletionRequest) -
 
 
 def _prepare(engine: InferenceEngine, body: CompletionRequest) -> Job[CompletionRequest]:
-    grammar, grammar_field = answer_grammar(body, body.response_format)
-    names = {"grammar": grammar_field}
+    names = {"grammar": "structured_outputs"}
     with renamed(names):
+        grammar, names["grammar"] = answer_grammar(body, body.response_format)
         params = sampling_params(
             body,
             engine.tokenizer,

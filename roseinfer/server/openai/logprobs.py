@@ -24,10 +24,13 @@ def completion_logprobs(tokens: Sequence[TokenInfo], start: int, *, with_top: bo
 
 
 def echoed_logprobs(
-    tokenizer: Tokenizer, prompt_ids: Sequence[int], found: PromptLogprobs, num_top: int
+    tokenizer: Tokenizer, prompt_ids: Sequence[int], found: PromptLogprobs, num_top: int, *, skip_special: bool
 ) -> dict[str, Any]:
-    """The prompt's tokens, and `num_top` likely ones at each place; nothing is known of the first place."""
-    offsets = list(_offsets(tokenizer, prompt_ids))
+    """The prompt's tokens, and `num_top` likely ones at each place; nothing is known of the first place.
+
+    `skip_special`: the echoed text does without the names of special tokens.
+    """
+    offsets = list(_offsets(tokenizer, prompt_ids, skip_special))
     names = [_name(tokenizer, token_id) for token_id in prompt_ids]
     logprobs = [_finite(logprob) for logprob in found.logprobs]
     return {
@@ -38,11 +41,11 @@ def echoed_logprobs(
     }
 
 
-def _offsets(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Iterator[int]:
+def _offsets(tokenizer: Tokenizer, token_ids: Sequence[int], skip_special: bool) -> Iterator[int]:
     """Characters of the text before each token."""
-    stream, num_chars = tokenizer.detokenizer(), 0
+    stream, num_chars = tokenizer.detokenizer(skip_special=skip_special), 0
     for token_id in token_ids:
-        token_bytes = describe_token(tokenizer, token_id)[1]
+        token_bytes = describe_token(tokenizer, token_id, skip_special=skip_special)[1]
         breaks_off = stream.has_open_character and token_bytes and not continues_character(token_bytes)
         yield num_chars + bool(breaks_off)  # what was begun becomes one U+FFFD before this token
         num_chars += len(stream.push([token_id]))

@@ -20,14 +20,19 @@ def prompt_ids(engine: InferenceEngine, body: CompletionRequest) -> list[list[in
 
 
 def num_chars(body: CompletionRequest) -> int:
-    """Of text to tokenise."""
-    return sum(len(prompt) for prompt in _prompts_of(body.prompt) if isinstance(prompt, str))
+    """Of text to tokenise, or of ids to check for each choice."""
+    return sum(len(prompt) for prompt in _prompts_of(body.prompt)) * body.num_choices
 
 
 def prompt_texts(body: CompletionRequest, tokenizer: Tokenizer) -> list[str]:
     """The prompts as an echo shows them."""
     prompts = _prompts_of(body.prompt)
     return [each if isinstance(each, str) else tokenizer.decode(each, continuation=True) for each in prompts]
+
+
+def has_text_prompts(body: CompletionRequest) -> bool:
+    """Rather than prompts of ids."""
+    return isinstance(_prompts_of(body.prompt)[0], str)
 
 
 def check_count(engine: InferenceEngine, num_prompts: int, num_choices: int) -> None:

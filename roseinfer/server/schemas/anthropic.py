@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from roseinfer.server.schemas.base import MAX_INT32, MAX_NAME_CHARS, NotSupported, ReplyBody, RequestBody
+from roseinfer.server.schemas.base import MAX_INT32, MAX_NAME_CHARS, Items, NotSupported, ReplyBody, RequestBody
 from roseinfer.server.schemas.sampling import MAX_STOPS, StopString, kind_of
 from roseinfer.server.schemas.tools import FUNCTION_NAME, MAX_TOOLS
 from roseinfer.server.schemas.usage import Timings
@@ -70,7 +70,7 @@ def _check_type(value: Any, known: tuple[str, ...]) -> Any:
 
 Text = Annotated[
     Annotated[str, Tag("string")]
-    | Annotated[list[Annotated[TextBlock, BeforeValidator(_text_blocks_only)]], Tag("list")],
+    | Annotated[Items[Annotated[TextBlock, BeforeValidator(_text_blocks_only)]], Tag("list")],
     Discriminator(
         kind_of, custom_error_type="text_type", custom_error_message="must be a string or a list of text blocks"
     ),
@@ -91,7 +91,7 @@ Block = Annotated[
     BeforeValidator(_known_blocks_only),
 ]
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Block], Tag("list")],
+    Annotated[str, Tag("string")] | Annotated[Items[Block], Tag("list")],
     Discriminator(
         kind_of, custom_error_type="content_type", custom_error_message="must be a string or a list of blocks"
     ),
@@ -150,7 +150,7 @@ class Tool(Cached):
     description: str | None = None
     input_schema: dict[str, Any] = Field(description="a JSON schema of the input")
     strict: bool | None = Field(None, description="the input satisfies the schema always")
-    allowed_callers: list[Literal["direct"]] | None = Field(None, description="only the model calls tools")
+    allowed_callers: Items[Literal["direct"]] | None = Field(None, description="only the model calls tools")
     defer_loading: Literal[False] | None = Field(None, description="not supported")
     eager_input_streaming: bool | None = Field(None, description="means nothing here: input is streamed as it comes")
     input_examples: NotSupported = Field(None, description="not supported")
@@ -218,11 +218,11 @@ class OutputConfig(RequestBody):
 
 class CountTokensRequest(Cached):
     model: str = Field(description="the name in /v1/models")
-    messages: list[InputMessage] = Field(
+    messages: Items[InputMessage] = Field(
         min_length=1, description="turns of one role are joined; a last one of the assistant is gone on with"
     )
     system: Text | None = Field(None, description="what the model is told beforehand")
-    tools: list[Annotated[Tool, BeforeValidator(_own_tools_only)]] | None = Field(
+    tools: Items[Annotated[Tool, BeforeValidator(_own_tools_only)]] | None = Field(
         None, max_length=MAX_TOOLS, description="functions the model may call"
     )
     tool_choice: ToolChoice | None = Field(None, description="default auto where there are tools")
@@ -248,7 +248,7 @@ class Metadata(RequestBody):
 class MessagesRequest(CountTokensRequest):
     max_tokens: int = Field(ge=1, le=MAX_INT32, description="the answer is not longer")
     metadata: Metadata | None = None
-    stop_sequences: list[StopString] | None = Field(
+    stop_sequences: Items[StopString] | None = Field(
         None, max_length=MAX_STOPS, description="strings that end the answer and are no part of it"
     )
     stream: bool | None = Field(None, description="server-sent events, as the answer is generated")

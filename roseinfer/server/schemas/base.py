@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 MAX_INT32 = 2**31 - 1
+MAX_IDS = 2**18  # token ids in one list
+MAX_ITEMS = 4096  # in any other list
 MAX_WARNINGS = 16
 MAX_NAME_CHARS = 64
+
+T = TypeVar("T")
+
+# Of a list that is wrong throughout only the first error is told: there could be millions.
+Items: TypeAlias = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class RequestBody(BaseModel):

@@ -9,8 +9,8 @@ from typing_extensions import Self
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.sampling_params import MAX_LOGPROBS
-from roseinfer.server.schemas.base import MAX_INT32, NotSupported, ReplyBody, RequestBody
-from roseinfer.server.schemas.messages import Message
+from roseinfer.server.schemas.base import MAX_INT32, Items, NotSupported, ReplyBody, RequestBody
+from roseinfer.server.schemas.messages import Messages
 from roseinfer.server.schemas.response_format import ResponseFormat
 from roseinfer.server.schemas.sampling import SamplingFields
 from roseinfer.server.schemas.tools import MAX_TOOLS, FunctionTool, ToolChoice
@@ -22,8 +22,8 @@ MAX_METADATA = 16
 class TemplateFields(RequestBody):
     """What becomes a prompt."""
 
-    messages: list[Message] = Field(min_length=1, description="what was said so far")
-    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, description="functions the model may call")
+    messages: Messages = Field(description="what was said so far")
+    tools: Items[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, description="functions the model may call")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="more variables for the chat template")
     add_generation_prompt: bool | None = Field(
         None, description="end the prompt where the assistant begins; default true"
@@ -60,7 +60,7 @@ class ChatRequest(TemplateFields, SamplingFields):
     metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] | None = Field(
         None, description="means nothing here"
     )
-    modalities: list[Literal["text"]] | None = Field(None, description="the model writes text")
+    modalities: Items[Literal["text"]] | None = Field(None, description="the model writes text")
     prompt_cache_key: str | None = Field(None, description="means nothing here: equal prefixes are found by themselves")
     prompt_cache_retention: str | None = Field(None, description="means nothing here")
     safety_identifier: str | None = Field(None, description="means nothing here")

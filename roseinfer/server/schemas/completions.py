@@ -9,14 +9,14 @@ from typing_extensions import Self
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.sampling_params import MAX_LOGPROBS
-from roseinfer.server.schemas.base import MAX_INT32, NotSupported, ReplyBody
+from roseinfer.server.schemas.base import MAX_IDS, MAX_INT32, NotSupported, ReplyBody
 from roseinfer.server.schemas.response_format import ResponseFormat
 from roseinfer.server.schemas.sampling import SamplingFields, TokenId
 from roseinfer.server.schemas.usage import PromptLogprob, Timings, Usage
 
 MAX_PROMPTS = 256
 
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 def _prompt_kind(value: Any) -> str | None:
@@ -28,9 +28,9 @@ def _prompt_kind(value: Any) -> str | None:
 
 Prompt: TypeAlias = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
     | Annotated[Ids, Tag("ids")]
-    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("id lists")],
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("id lists")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from roseinfer.server.schemas.base import NotSupported, RequestBody
+from roseinfer.server.schemas.base import Items, NotSupported, RequestBody
 from roseinfer.server.schemas.sampling import kind_of
 
 
@@ -29,7 +29,7 @@ Part = Annotated[
     ),
 ]
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Part], Field(min_length=1), Tag("list")],
+    Annotated[str, Tag("string")] | Annotated[Items[Part], Field(min_length=1), Tag("list")],
     Discriminator(
         kind_of, custom_error_type="content_type", custom_error_message="must be a string or a list of text parts"
     ),
@@ -65,7 +65,7 @@ class AssistantMessage(RequestBody):
     reasoning_content: str | None = Field(None, description="what the model thought before it answered")
     reasoning: str | None = Field(None, description="the same by another name")
     refusal: str | None = Field(None, description="means nothing here")
-    tool_calls: list[ToolCall] | None = Field(None, description="what the model has called")
+    tool_calls: Items[ToolCall] | None = Field(None, description="what the model has called")
     name: str | None = Field(None, description="for templates that read it")
     audio: NotSupported = Field(None, description="not supported")
     function_call: NotSupported = Field(None, description="not supported: see tool_calls")
@@ -95,3 +95,5 @@ Message: TypeAlias = Annotated[
         custom_error_message="must be an object whose role is system, developer, user, assistant or tool",
     ),
 ]
+
+Messages: TypeAlias = Annotated[Items[Message], Field(min_length=1)]

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from roseinfer.core.sampling_params import MAX_LOGPROBS, MAX_TEMPERATURE
-from roseinfer.server.schemas.base import MAX_INT32, MAX_NAME_CHARS, NotSupported, ReplyBody, RequestBody
+from roseinfer.server.schemas.base import MAX_INT32, MAX_NAME_CHARS, Items, NotSupported, ReplyBody, RequestBody
 from roseinfer.server.schemas.chat import MAX_METADATA
 from roseinfer.server.schemas.sampling import kind_of
 from roseinfer.server.schemas.tools import FUNCTION_NAME, MAX_TOOLS
@@ -56,7 +56,7 @@ Part = Annotated[
     BeforeValidator(_known_parts_only),
 ]
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Part], Tag("list")],
+    Annotated[str, Tag("string")] | Annotated[Items[Part], Tag("list")],
     Discriminator(
         kind_of, custom_error_type="content_type", custom_error_message="must be a string or a list of text parts"
     ),
@@ -98,8 +98,8 @@ class ReasoningText(RequestBody):
 class ReasoningItem(RequestBody):
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningText] | None = None
-    content: list[ReasoningText] | None = None
+    summary: Items[ReasoningText] | None = None
+    content: Items[ReasoningText] | None = None
     encrypted_content: NotSupported = Field(None, description="not supported: reasoning is not encrypted")
     status: Status | None = None
 
@@ -133,7 +133,7 @@ Item = Annotated[
     BeforeValidator(_known_items_only),
 ]
 Input = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Item], Field(min_length=1), Tag("list")],
+    Annotated[str, Tag("string")] | Annotated[Items[Item], Field(min_length=1), Tag("list")],
     Discriminator(kind_of, custom_error_type="input_type", custom_error_message="must be a string or a list of items"),
 ]
 
@@ -154,7 +154,7 @@ class FunctionTool(RequestBody):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema of the arguments; left out = none")
     strict: bool | None = Field(None, description="arguments satisfy the schema always; default false")
-    allowed_callers: list[Literal["direct"]] | None = Field(None, description="only the model calls functions")
+    allowed_callers: Items[Literal["direct"]] | None = Field(None, description="only the model calls functions")
     async_: Literal[False] | None = Field(None, alias="async", description="not supported")
     defer_loading: Literal[False] | None = Field(None, description="not supported")
     output_schema: dict[str, Any] | None = Field(None, description="means nothing here")
@@ -168,7 +168,7 @@ class FunctionName(RequestBody):
 class AllowedTools(RequestBody):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[FunctionName] = Field(min_length=1, max_length=MAX_TOOLS)
+    tools: Items[FunctionName] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
 def _choice_kind(value: Any) -> str | None:
@@ -253,10 +253,10 @@ class ResponseRequest(RequestBody):
     top_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="so many likeliest tokens at each place; see include"
     )
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
+    include: Items[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
         None, description="more that the reply is to hold: the logprobs of its text; reasoning is never encrypted"
     )
-    tools: list[Annotated[FunctionTool, BeforeValidator(_functions_only)]] | None = Field(
+    tools: Items[Annotated[FunctionTool, BeforeValidator(_functions_only)]] | None = Field(
         None, max_length=MAX_TOOLS, description="functions the model may call"
     )
     tool_choice: ToolChoice | None = Field(None, description="default auto where there are tools")

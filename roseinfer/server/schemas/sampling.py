@@ -20,7 +20,7 @@ from roseinfer.core.sampling_params import (
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
 )
-from roseinfer.server.schemas.base import MAX_INT32, NotSupported, RequestBody
+from roseinfer.server.schemas.base import MAX_IDS, MAX_INT32, Items, NotSupported, RequestBody
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -40,7 +40,7 @@ def kind_of(value: Any) -> str | None:
 
 
 Stop = Annotated[
-    Annotated[StopString, Tag("string")] | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("list")],
+    Annotated[StopString, Tag("string")] | Annotated[Items[StopString], Field(max_length=MAX_STOPS), Tag("list")],
     Discriminator(kind_of, custom_error_type="stop_type", custom_error_message="must be a string or a list of strings"),
 ]
 
@@ -50,7 +50,7 @@ class StructuredOutputs(RequestBody):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema, or the text of one")
     regex: str | None = Field(None, min_length=1, description="a regular expression that the whole answer matches")
-    choice: list[str] | None = Field(
+    choice: Items[str] | None = Field(
         None, min_length=1, max_length=MAX_GRAMMAR_CHOICES, description="the answer is one of these"
     )
     grammar: str | None = Field(None, min_length=1, description="a grammar in Lark's or GBNF syntax")
@@ -101,7 +101,7 @@ class SamplingFields(RequestBody):
         | None
     ) = Field(None, description="added to the logits of tokens, by id")
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT32, description="the answer does not end before")
-    stop_token_ids: list[TokenId] | None = Field(
+    stop_token_ids: Items[TokenId] | None = Field(
         None, max_length=MAX_STOP_TOKEN_IDS, description="tokens that end the answer beside the model's own"
     )
     ignore_eos: bool | None = Field(None, description="go on behind the model's end-of-text token")
@@ -110,10 +110,12 @@ class SamplingFields(RequestBody):
     add_special_tokens: bool | None = Field(
         None, description="begin the prompt as the model's tokenizer does; default true, for chats false"
     )
-    bad_words: list[Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARS)]] | None = Field(
+    bad_words: Items[Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARS)]] | None = Field(
         None, max_length=MAX_BAD_WORDS, description="words that the answer must not hold"
     )
-    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, description="the only tokens to choose from")
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)] | None = Field(
+        None, description="the only tokens to choose from"
+    )
     prompt_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="logprobs of the prompt's tokens, and of so many likelier ones"
     )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.server.schemas.base import ReplyBody, RequestBody
+from roseinfer.server.schemas.base import MAX_IDS, ReplyBody, RequestBody
 from roseinfer.server.schemas.chat import TemplateFields
-from roseinfer.server.schemas.messages import Message
+from roseinfer.server.schemas.messages import Messages
 from roseinfer.server.schemas.sampling import TokenId
+
+MAX_TEXT = 2**20  # characters
 
 
 class TokenizeRequest(TemplateFields):
     model: str | None = Field(None, description="the name in /v1/models; may be left out")
-    prompt: str | None = Field(None, description="text; this or messages")
-    messages: list[Message] | None = Field(None, min_length=1, description="a chat; this or prompt")  # type: ignore[assignment]
+    prompt: str | None = Field(None, max_length=MAX_TEXT, description="text; this or messages")
+    messages: Messages | None = Field(None, description="a chat; this or prompt")  # type: ignore[assignment]
     add_special_tokens: bool | None = Field(
         None, description="begin as the model's tokenizer does; default true, for messages false"
     )
@@ -38,7 +42,9 @@ class TokenizeReply(ReplyBody):
 
 class DetokenizeRequest(RequestBody):
     model: str | None = Field(None, description="the name in /v1/models; may be left out")
-    tokens: list[TokenId] = Field(description="ids of the model's vocabulary")
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)] = Field(
+        description="ids of the model's vocabulary"
+    )
 
 
 class DetokenizeReply(ReplyBody):
