@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 from roseinfer.core.errors import EngineError, InvalidRequestError
 from roseinfer.core.messages import AddRequest, PromptLogprobs, TokenOutput
@@ -61,13 +60,13 @@ class Generation:
         Raises EngineError where the request was ended, InvalidRequestError where the caller is to blame.
         """
         if self.is_finished:
-            return no_text()
+            return TextDelta()
         last = outputs[-1]
         if last.finish_reason in ("error", "abort"):
             raise self._failure(last)
         if self.record.first_token_at is None:
             self._take_first(outputs[0])
-        delta = no_text("length") if self._is_scored_only else self._text.take(outputs)
+        delta = TextDelta(finish_reason="length") if self._is_scored_only else self._text.take(outputs)
         self._count(delta, last.decode_seconds)
         if delta.finish_reason is not None:
             self.record.stop_reason = delta.stop_reason
@@ -77,7 +76,7 @@ class Generation:
     def take_nothing(self) -> TextDelta:
         """The only delta of an empty generation."""
         self._finish("length")
-        return no_text("length")
+        return TextDelta(finish_reason="length")
 
     def close(self) -> None:
         """To be called when its reader goes away; it is counted as aborted if it was not finished."""
@@ -96,7 +95,7 @@ class Generation:
         if record.first_token_at is None:
             num_following -= 1
             record.first_token_at = record.last_token_at = now - decode_seconds
-            self._observer.on_tokens(record, 1, record.first_token_at - record.arrived_at)
+            self._observer.on_first_token(record)
         if num_following > 0:
             self._observer.on_tokens(record, num_following, now - (record.last_token_at or now))
         record.last_token_at = now
@@ -112,10 +111,6 @@ class Generation:
             self.is_finished = True
             self.record.finish_reason = reason
             self._observer.on_finish(self.record)
-
-
-def no_text(finish_reason: Literal["stop", "length"] | None = None) -> TextDelta:
-    return TextDelta("", [], [], 0, finish_reason)
 
 
 def merge(deltas: Sequence[TextDelta]) -> TextDelta:

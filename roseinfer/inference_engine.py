@@ -279,42 +279,27 @@ class InferenceEngine:
                     if not pending:
                         return
 
-    async def arun(self, generations: Sequence[Generation]) -> AsyncGenerator[Deltas, None]:
-        """`run` for an event loop: what a step has brought them, all in one list. Cancelling it ends the requests."""
+    async def arun(self, generations: Sequence[Generation], *, whole: bool = False) -> AsyncGenerator[Deltas, None]:
+        """`run` for an event loop: what a step has brought them, all in one list. Cancelling it ends the requests.
+
+        `whole`: one delta for each, when it is finished; the event loop is not woken before.
+        """
         pending = _by_request(generations)
         with _closing_all(generations):
             if deltas := _empty_deltas(generations):
                 yield deltas
             if not pending:
                 return
-            with self.client.open(*[generation.request for generation in pending.values()]) as inbox:
+            requests = [generation.request for generation in pending.values()]
+            with self.client.open(*requests, whole=whole) as inbox:
                 while pending:
                     yield self._take(pending, await inbox.take())
 
     async def arun_whole(self, generations: Sequence[Generation]) -> list[TextDelta]:
-        """One delta for each generation, when all are finished; cancelling it ends the requests.
-
-        The event loop is not woken before there is something to do.
-        """
-        if any(generation.wants_each_step for generation in generations):
-            return await self._gather(self.arun(generations), len(generations))
-        return await self._gather(self._arun_ends(generations), len(generations))
-
-    async def _arun_ends(self, generations: Sequence[Generation]) -> AsyncGenerator[Deltas, None]:
-        """`arun` with one delta for each generation."""
-        pending = _by_request(generations)
-        with _closing_all(generations):
-            yield _empty_deltas(generations)
-            if not pending:
-                return
-            requests = [generation.request for generation in pending.values()]
-            with self.client.open(*requests, whole=True) as inbox:
-                while pending:
-                    yield self._take(pending, await inbox.take())
-
-    async def _gather(self, steps: AsyncGenerator[Deltas, None], count: int) -> list[TextDelta]:
-        parts: list[list[TextDelta]] = [[] for _ in range(count)]
-        async with contextlib.aclosing(steps):
+        """One delta for each generation, when all are finished; cancelling it ends the requests."""
+        parts: list[list[TextDelta]] = [[] for _ in generations]
+        whole = not any(generation.wants_each_step for generation in generations)
+        async with contextlib.aclosing(self.arun(generations, whole=whole)) as steps:
             async for deltas in steps:
                 for generation, delta in deltas:
                     parts[generation.index].append(delta)

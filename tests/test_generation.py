@@ -26,6 +26,10 @@ class Log(Observer):
         self.tokens: dict[int, list[float]] = defaultdict(list)  # by record: the time that each took
         self.finished: list[RequestRecord] = []
 
+    def on_first_token(self, record: RequestRecord) -> None:
+        assert record.first_token_seconds is not None
+        self.tokens[id(record)].append(record.first_token_seconds)
+
     def on_tokens(self, record: RequestRecord, num_tokens: int, seconds: float) -> None:
         assert seconds >= 0
         self.tokens[id(record)] += [seconds / num_tokens] * num_tokens

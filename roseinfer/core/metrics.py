@@ -44,6 +44,9 @@ class RequestRecord:
 class Observer:
     """Is told of every sequence as it runs; does nothing itself. Calls come from event loops and other threads."""
 
+    def on_first_token(self, record: RequestRecord) -> None:
+        """`record.first_token_seconds` after the request's arrival."""
+
     def on_tokens(self, record: RequestRecord, num_tokens: int, seconds: float) -> None:
         """New tokens, `seconds` after the previous ones or, if they are the first, after the request's arrival."""
 

@@ -41,8 +41,11 @@ class PendingGrammars:
 
     def remove(self, request_id: str) -> bool:
         """Forgets a request, if it is here. Where others wait for the same grammar, they have futures of their own."""
-        _, future = self._pending.pop(request_id, (None, None))
-        return future is not None and (future.cancel() or True)
+        if request_id not in self._pending:
+            return False
+        _, future = self._pending.pop(request_id)
+        future.cancel()
+        return True
 
     def take_ready(self) -> list[tuple[Request, Future[CompiledGrammar]]]:
         """In the order in which they were added."""

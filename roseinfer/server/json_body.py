@@ -34,8 +34,8 @@ def parse_json(content: bytes) -> Any:
 
 
 def _check_size(value: Any) -> None:
-    level, depth, count = [value], 0, 0
-    while level:
+    count = 0
+    for depth, level in enumerate(levels_of(value)):
         count += len(level)
         if depth >= MAX_JSON_DEPTH:
             raise InvalidRequestError(f"the body is nested more than {MAX_JSON_DEPTH} levels deep")
@@ -45,8 +45,14 @@ def _check_size(value: Any) -> None:
             raise InvalidRequestError(f"an object in the body has more than {MAX_MEMBERS} members")
         if any(isinstance(each, list) and len(each) > MAX_LIST for each in level):
             raise InvalidRequestError(f"a list in the body has more than {MAX_LIST} items")
+
+
+def levels_of(value: Any) -> Iterator[list[Any]]:
+    """`value` itself, then the objects and lists in it, then those in these, and so on; without recursion."""
+    level = [value]
+    while level:
+        yield level
         level = [child for parent in level for child in _containers_in(parent)]
-        depth += 1
 
 
 def _containers_in(value: Any) -> list[Any]:

@@ -101,14 +101,16 @@ class ServerMetrics(Observer):
         self.histograms.append(Histogram(name, help, borders))
         return self.histograms[-1]
 
+    def on_first_token(self, record: RequestRecord) -> None:
+        with self.lock:
+            self.num_generation_tokens += 1
+            self.num_prompt_tokens += record.num_prompt_tokens
+            self._first_token.observe(record.first_token_seconds or 0.0)
+
     def on_tokens(self, record: RequestRecord, num_tokens: int, seconds: float) -> None:
         with self.lock:
             self.num_generation_tokens += num_tokens
-            if record.num_output_tokens <= num_tokens and seconds == record.first_token_seconds:
-                self.num_prompt_tokens += record.num_prompt_tokens
-                self._first_token.observe(seconds)
-            else:  # who reads slowly gets several at once
-                self._between.observe(seconds / num_tokens, num_tokens)
+            self._between.observe(seconds / num_tokens, num_tokens)  # who reads slowly gets several at once
 
     def on_finish(self, record: RequestRecord) -> None:
         """Times are those of requests that came to their own end: who hangs up says nothing about the server."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from roseinfer.core.messages import TokenOutput
@@ -28,10 +28,10 @@ class TextOptions:
 class TextDelta:
     """What outputs bring. However they are cut, texts, ids, entries and counts of all deltas add up to the same."""
 
-    text: str  # final; may be empty, never ends inside a character, holds no part of a stop string
-    token_ids: list[int]  # as they come; without the stop token, unless that is part of the text
-    tokens: list[TokenInfo]  # where logprobs were asked for; they come with their text
-    num_tokens: int  # that were generated up to here: a stop token or stop string counts, nothing behind it does
+    text: str = ""  # final; may be empty, never ends inside a character, holds no part of a stop string
+    token_ids: list[int] = field(default_factory=list)  # as they come; a stop token only if it is text
+    tokens: list[TokenInfo] = field(default_factory=list)  # where logprobs were asked for; they come with their text
+    num_tokens: int = 0  # that were generated up to here: a stop token or stop string counts, nothing behind it does
     finish_reason: Literal["stop", "length"] | None = None
     stop_reason: int | str | None = None  # the stop string, or the caller's stop token; None for the model's own EOS
 
@@ -67,7 +67,7 @@ class OutputText:
     def take(self, outputs: Sequence[TokenOutput]) -> TextDelta:
         """The outputs in order; none of them may be an error. Empty when the answer has ended before."""
         if self.is_finished or not outputs:
-            return TextDelta("", [], [], 0)
+            return TextDelta()
         return self._take_plain(outputs) if self._is_plain else self._take_each(outputs)
 
     def _take_plain(self, outputs: Sequence[TokenOutput]) -> TextDelta:
@@ -83,7 +83,7 @@ class OutputText:
         return self._end_as(last, delta)
 
     def _take_each(self, outputs: Sequence[TokenOutput]) -> TextDelta:
-        delta = TextDelta("", [], [], 0)
+        delta = TextDelta()
         for output in outputs:
             match = self._add_tokens(output, delta)
             if match is None and output.finish_reason is not None:

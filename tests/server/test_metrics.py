@@ -289,7 +289,7 @@ def test_the_engines_numbers() -> None:
 def test_an_answer_read_as_a_whole_has_a_first_token_of_its_own() -> None:
     metrics = ServerMetrics(512)
     record = RequestRecord(3, 8, arrived_at=10.0, first_token_at=10.5, last_token_at=10.5, prefill_seconds=0.4)
-    metrics.on_tokens(record, 1, record.first_token_at - record.arrived_at)  # type: ignore[operator]
+    metrics.on_first_token(record)
     metrics.on_tokens(record, 4, 2.0)
     record.last_token_at, record.num_output_tokens, record.finish_reason = 12.5, 5, "stop"
     metrics.on_finish(record)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from roseinfer.core.errors import InvalidRequestError
+from roseinfer.server.chat_fields import Fields, function_tool, named_function, text_content, tool_call, tool_message
 from roseinfer.server.schemas.anthropic import (
     Block,
     CountTokensRequest,
@@ -19,14 +19,11 @@ from roseinfer.server.schemas.anthropic import (
     ThinkingBlock,
     ThinkingDisabled,
     ThinkingEnabled,
-    Tool,
     ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
     texts_of,
 )
-
-Fields = dict[str, Any]
 
 # Where a chat request has a field of another name, for errors.
 NAMES = {
@@ -63,7 +60,9 @@ def prompt_fields(body: CountTokensRequest) -> Fields:
         _check_prefill(body.messages[-1])
         fields |= {"add_generation_prompt": False, "continue_final_message": True}
     if body.tools:
-        fields["tools"] = [_tool(tool) for tool in body.tools]
+        fields["tools"] = [
+            function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in body.tools
+        ]
     if body.tool_choice is not None:
         fields |= _tool_choice(body.tool_choice)
     if isinstance(body.thinking, ThinkingEnabled | ThinkingDisabled):
@@ -80,7 +79,7 @@ def _check_prefill(message: InputMessage) -> None:
 
 def _system(body: CountTokensRequest) -> list[Fields]:
     texts = texts_of(body.system)
-    return [{"role": "system", "content": _content(texts)}] if texts else []
+    return [{"role": "system", "content": text_content(texts)}] if texts else []
 
 
 def _messages(messages: Sequence[InputMessage]) -> list[Fields]:
@@ -101,7 +100,7 @@ def _others(role: str, blocks: Sequence[Block], names: dict[str, str]) -> list[F
         if is_result:
             messages += [_tool_result(block, names) for block in run if isinstance(block, ToolResultBlock)]
         else:
-            messages.append({"role": role, "content": _content(_texts(run))})
+            messages.append({"role": role, "content": text_content(_texts(run))})
     return messages or [{"role": role, "content": ""}]
 
 
@@ -109,13 +108,11 @@ def _tool_result(block: ToolResultBlock, names: dict[str, str]) -> Fields:
     texts = texts_of(block.content)
     if block.is_error:
         texts = [f"Error: {texts[0]}", *texts[1:]] if texts else ["Error"]
-    message = {"role": "tool", "tool_call_id": block.tool_use_id, "content": _content(texts)}
-    name = names.get(block.tool_use_id)
-    return message if name is None else {**message, "name": name}
+    return tool_message(block.tool_use_id, text_content(texts), names.get(block.tool_use_id))
 
 
 def _assistant(blocks: Sequence[Block]) -> Fields:
-    message: Fields = {"role": "assistant", "content": _content(_texts(blocks))}
+    message: Fields = {"role": "assistant", "content": text_content(_texts(blocks))}
     thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
@@ -125,32 +122,17 @@ def _assistant(blocks: Sequence[Block]) -> Fields:
 
 
 def _call(block: ToolUseBlock) -> Fields:
-    arguments = json.dumps(block.input, ensure_ascii=False)
-    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
+    return tool_call(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
 
 
 def _texts(blocks: Iterable[Block]) -> list[str]:
     return [block.text for block in blocks if isinstance(block, TextBlock)]
 
 
-def _content(texts: Sequence[str]) -> str | list[Fields]:
-    """One text, or none, is a string: it looks the same to every chat template."""
-    return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
-
-
-def _tool(tool: Tool) -> Fields:
-    function: Fields = {"name": tool.name, "parameters": tool.input_schema}
-    if tool.description is not None:
-        function["description"] = tool.description
-    if tool.strict is not None:
-        function["strict"] = tool.strict
-    return {"type": "function", "function": function}
-
-
 def _tool_choice(choice: ToolChoice) -> Fields:
     fields: Fields = {"parallel_tool_calls": False} if choice.disable_parallel_tool_use else {}
     if isinstance(choice, NamedToolChoice):
-        return {**fields, "tool_choice": {"type": "function", "function": {"name": choice.name}}}
+        return {**fields, "tool_choice": named_function(choice.name)}
     return {**fields, "tool_choice": _TOOL_CHOICES[choice.type]}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from roseinfer.constraints.limits import MAX_SCHEMA_DEPTH
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import Grammar
+from roseinfer.server.json_body import levels_of
 from roseinfer.server.schemas.response_format import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from roseinfer.server.schemas.sampling import SamplingFields, StructuredOutputs
-
-MAX_SCHEMA_DEPTH = 32
 
 
 def answer_grammar(body: SamplingFields, response_format: ResponseFormat | None) -> tuple[Grammar | None, str]:
@@ -75,13 +75,5 @@ def _schema_grammar(schema: dict[str, Any], param: str) -> Grammar:
 
 def check_schema_depth(schema: Any, param: str) -> None:
     """Raises InvalidRequestError naming `param` for more levels than a grammar is made of."""
-    level, depth = [schema], 0
-    while level:
-        depth += 1
-        if depth > MAX_SCHEMA_DEPTH:
-            raise InvalidRequestError(f"{param} may be nested at most {MAX_SCHEMA_DEPTH} levels deep", param)
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
-
-
-def _children(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value
+    if any(depth > MAX_SCHEMA_DEPTH for depth, _ in enumerate(levels_of(schema), 1)):
+        raise InvalidRequestError(f"{param} may be nested at most {MAX_SCHEMA_DEPTH} levels deep", param)

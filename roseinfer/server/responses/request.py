@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from roseinfer.core.errors import InvalidRequestError
+from roseinfer.server.chat_fields import Fields, function_tool, named_function, text_content, tool_call, tool_message
 from roseinfer.server.schemas.responses import (
     AllowedTools,
     Content,
@@ -13,7 +13,6 @@ from roseinfer.server.schemas.responses import (
     FunctionCallItem,
     FunctionName,
     FunctionOutputItem,
-    FunctionTool,
     Item,
     JsonSchemaFormat,
     MessageItem,
@@ -21,8 +20,6 @@ from roseinfer.server.schemas.responses import (
     ResponseRequest,
     TextPart,
 )
-
-Fields = dict[str, Any]
 
 # Where a chat request has a field of another name, for errors.
 NAMES = {
@@ -98,21 +95,17 @@ def _thoughts(item: ReasoningItem) -> str:
 
 
 def _call(item: FunctionCallItem) -> Fields:
-    function = {"name": item.name, "arguments": item.arguments}
-    return {"id": item.call_id, "type": "function", "function": function}
+    return tool_call(item.call_id, item.name, item.arguments)
 
 
 def _output(item: FunctionOutputItem, name: str | None) -> Fields:
-    message = {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
-    return message if name is None else {**message, "name": name}
+    return tool_message(item.call_id, _content(item.output), name)
 
 
 def _content(content: Content) -> str | list[Fields]:
-    """One part, or none, is a string: it looks the same to every chat template."""
     if isinstance(content, str):
         return content
-    texts = [part.text if isinstance(part, TextPart) else part.refusal for part in content]
-    return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
+    return text_content([part.text if isinstance(part, TextPart) else part.refusal for part in content])
 
 
 def _response_format(wanted: Format) -> Fields:
@@ -130,19 +123,10 @@ def _tools(body: ResponseRequest) -> Fields:
         if unknown := allowed - {tool.name for tool in tools}:
             raise InvalidRequestError(f"tool_choice allows {min(unknown)!r}, which is not in tools", "tool_choice")
         tools, choice = [tool for tool in tools if tool.name in allowed], choice.mode
-    fields: Fields = {"tools": [_tool(tool) for tool in tools]} if tools else {}
+    shown = [function_tool(tool.name, tool.description, tool.parameters, tool.strict) for tool in tools]
+    fields: Fields = {"tools": shown} if shown else {}
     if isinstance(choice, FunctionName):
-        fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        fields["tool_choice"] = named_function(choice.name)
     elif choice is not None:
         fields["tool_choice"] = choice
     return fields
-
-
-def _tool(tool: FunctionTool) -> Fields:
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }
-    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}

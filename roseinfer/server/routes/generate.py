@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.dependencies import defaults_of, engine_of
-from roseinfer.server.disconnect import ClientGoneError, run_while_connected
+from roseinfer.server.disconnect import run_while_connected
 from roseinfer.server.documentation import examples
 from roseinfer.server.json_body import JSONBodyRoute
-from roseinfer.server.middleware.access_log import CLIENT_CLOSED_REQUEST, describe
+from roseinfer.server.middleware.access_log import describe
 from roseinfer.server.schemas import GenerateReply, GenerateRequest
 from roseinfer.server.text_stream import TextStream
+from roseinfer.server.whole import json_reply
 from roseinfer.server.worker import run_sized
 
 router = APIRouter(route_class=JSONBodyRoute, tags=["generate"])
@@ -39,14 +41,17 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     generation, warnings = await _prepare(engine, body, defaults_of(request)), body.warnings()
     if body.stream:
         return TextStream(engine, generation, warnings)
+    return await json_reply(_reply(engine, generation, request, body.prompt, warnings))
+
+
+async def _reply(
+    engine: InferenceEngine, generation: Generation, request: Request, prompt: str, warnings: list[str] | None
+) -> dict[str, Any]:
     try:
         text = await run_while_connected(request.receive, engine.acomplete(generation))
-    except ClientGoneError:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         request.scope["state"]["access"] = describe([generation.record], model=engine.name, warnings=warnings)
-    reply = GenerateReply(text=body.prompt + text, warnings=warnings)
-    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
+    return {"text": prompt + text, **({"warnings": warnings} if warnings else {})}
 
 
 async def _prepare(engine: InferenceEngine, body: GenerateRequest, defaults: GenerateParams) -> Generation:

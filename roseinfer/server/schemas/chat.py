@@ -14,7 +14,7 @@ from roseinfer.server.schemas.messages import Messages
 from roseinfer.server.schemas.response_format import ResponseFormat
 from roseinfer.server.schemas.sampling import SamplingFields
 from roseinfer.server.schemas.tools import MAX_TOOLS, FunctionTool, ToolChoice
-from roseinfer.server.schemas.usage import PromptLogprob, Timings, Usage
+from roseinfer.server.schemas.usage import AnswerReply, PromptLogprob
 
 MAX_METADATA = 16
 
@@ -123,20 +123,13 @@ class ChatChoice(ReplyBody):
     token_ids: list[int] | None = Field(None, description="the answer's tokens, if they were asked for")
 
 
-class ChatReply(ReplyBody):
-    id: str = Field(description="names the reply; ends with the request's id")
+class ChatReply(AnswerReply):
     object: Literal["chat.completion"] = Field(description="what kind of reply")
-    created: int = Field(description="when, in seconds since 1970")
-    model: str = Field(description="the model's name")
-    system_fingerprint: str = Field(description="equal ones give equal answers to equal seeds")
     choices: list[ChatChoice] = Field(description="the answers")
-    usage: Usage = Field(description="how many tokens")
-    timings: Timings = Field(description="how long it took")
     prompt_token_ids: list[int] | None = Field(None, description="the prompt's tokens, if they were asked for")
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
         None, description="of each token of the prompt but the first, by token id"
     )
-    warnings: list[str] | None = Field(None, description="what of the body was ignored")
 
 
 class RenderReply(ReplyBody):

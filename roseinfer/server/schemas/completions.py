@@ -12,7 +12,7 @@ from roseinfer.core.sampling_params import MAX_LOGPROBS
 from roseinfer.server.schemas.base import MAX_IDS, MAX_INT32, NotSupported, ReplyBody
 from roseinfer.server.schemas.response_format import ResponseFormat
 from roseinfer.server.schemas.sampling import SamplingFields, TokenId
-from roseinfer.server.schemas.usage import PromptLogprob, Timings, Usage
+from roseinfer.server.schemas.usage import AnswerReply, PromptLogprob
 
 MAX_PROMPTS = 256
 
@@ -80,13 +80,6 @@ class CompletionChoice(ReplyBody):
     )
 
 
-class CompletionReply(ReplyBody):
-    id: str = Field(description="names the reply; ends with the request's id")
+class CompletionReply(AnswerReply):
     object: Literal["text_completion"] = Field(description="what kind of reply")
-    created: int = Field(description="when, in seconds since 1970")
-    model: str = Field(description="the model's name")
-    system_fingerprint: str = Field(description="equal ones give equal answers to equal seeds")
     choices: list[CompletionChoice] = Field(description="the answers")
-    usage: Usage = Field(description="how many tokens")
-    timings: Timings = Field(description="how long it took")
-    warnings: list[str] | None = Field(None, description="what of the body was ignored")

@@ -28,6 +28,18 @@ class Timings(ReplyBody):
     tokens_per_second: float | None = Field(description="while decoding; null for a single token")
 
 
+class AnswerReply(ReplyBody):
+    """What replies of completions and chats have in common."""
+
+    id: str = Field(description="names the reply; ends with the request's id")
+    created: int = Field(description="when, in seconds since 1970")
+    model: str = Field(description="the model's name")
+    system_fingerprint: str = Field(description="equal ones give equal answers to equal seeds")
+    usage: Usage = Field(description="how many tokens")
+    timings: Timings = Field(description="how long it took")
+    warnings: list[str] | None = Field(None, description="what of the body was ignored")
+
+
 class PromptLogprob(ReplyBody):
     logprob: float = Field(description="natural logarithm of its probability")
     rank: int | None = Field(description="1 = the likeliest; null where it is not among those asked for")
