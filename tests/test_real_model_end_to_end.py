@@ -16,7 +16,8 @@ import pytest
 from roseinfer.core.messages import EngineStats
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.app import create_app
-from roseinfer.server.runner import bind, make_server
+from roseinfer.server.http_server import make_server
+from roseinfer.server.runner import bind
 from tests.text_samples import real_text
 
 NUM_CLIENTS = 64

@@ -187,6 +187,22 @@ class Config:
     api_key_file: str | None = _setting(None, path(), "server", "File with one API key per line.")
     served_model_name: str | None = _setting(None, text(), "server", "Name in replies. [default: the model's]")
     max_queue: int = _setting(256, integer(0, 1 << 20), "server", "Most requests that wait; more are refused with 503.")
+    max_connections: int = _setting(4096, integer(1, 1 << 20), "server", "Most connections; more are refused with 503.")
+    allowed_hosts: str | None = _setting(
+        None,
+        auto_or(text()),
+        "server",
+        "Host names to answer to, with commas between; * = any. [default: local names on a loopback host, else any]",
+    )
+    request_timeout: int = _setting(
+        0, integer(0, 7 * 86400), "server", "Seconds that a request may take, waiting included; 0 = any."
+    )
+    drain_timeout: int = _setting(
+        30, integer(0, 86400), "server", "Seconds that running requests have to finish when the server is stopped."
+    )
+    engine_process: bool = _setting(
+        True, switch(), "server", "Run the engine in a process of its own, which is started anew if it dies."
+    )
     log_level: str = _setting("info", choice("debug", "info", "warning", "error"), "server", "How much is logged.")
     access_log: bool = _setting(True, switch(), "server", "Write a line of JSON about each request to standard output.")
     metrics_prefix: str = _setting(

@@ -4,6 +4,7 @@ RoseinferError
 ├── InvalidRequestError        a field of one request is wrong; HTTP 400
 │   └── ContextLengthError     the prompt (plus max_tokens) does not fit; names both counts
 ├── OverloadedError            the queue is full or the server is draining; HTTP 503
+│   └── RateLimitedError       one caller's share of it is full; HTTP 429
 ├── EngineError                a request died of a fault of ours; HTTP 500
 ├── ConfigError                a flag, variable or TOML key is wrong
 │   └── DeviceError            the device asked for is not there
@@ -45,6 +46,10 @@ class OverloadedError(RoseinferError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimitedError(OverloadedError):
+    """The caller asks for more than its share; others would still be served."""
 
 
 class EngineError(RoseinferError):

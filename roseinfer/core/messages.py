@@ -46,6 +46,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     grammar: Grammar | None = None
     priority: int = 0  # lower ones are served first
     cache_salt: str = ""
+    tenant: str = ""  # who asks: what waits is shared out between them
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError, RoseinferError
+from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError, RateLimitedError, RoseinferError
 from roseinfer.server.anthropic.errors import error_fields, is_anthropic
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 OVERLOADED = "server_is_overloaded"
+RATE_LIMITED = "rate_limit_exceeded"
 RETRYABLE = (408, 409, 429)  # below 500
 MAX_REPORTED_FIELDS = 8
 
@@ -94,6 +95,8 @@ def code_of(error: RoseinferError) -> str:
     match error:
         case InvalidRequestError():
             return error.code or INVALID_REQUEST
+        case RateLimitedError():
+            return RATE_LIMITED
         case OverloadedError():
             return OVERLOADED
     return SERVER_ERROR
@@ -107,7 +110,8 @@ def response_of(error: RoseinferError) -> JSONResponse:
             return error_response(400, error.message, param=error.param, code=error.code)
         case OverloadedError():
             retry_after = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-            return error_response(503, str(error), code=OVERLOADED, headers=retry_after)
+            status = 429 if isinstance(error, RateLimitedError) else 503
+            return error_response(status, str(error), code=code_of(error), headers=retry_after)
         case EngineError():
             return error_response(500, str(error))
     return error_response(500, "the server failed to answer this request")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import signal
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from roseinfer.core.config import Config, load_api_keys
@@ -16,16 +14,9 @@ from roseinfer.server.interpreter import settle_interpreter
 from roseinfer.server.startup import import_fastapi, quick_start
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from roseinfer.inference_engine import GenerateParams, InferenceEngine
 
 logger = logging.getLogger("roseinfer")
-
-DRAIN_SECONDS = 30
-KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, or they would race with our closing them
-BACKLOG = 2048
 
 
 def serve(config: Config, defaults: GenerateParams | None = None) -> None:
@@ -43,6 +34,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 engine = stack.enter_context(_load_engine(config))
                 import_fastapi()
                 from roseinfer.server.app import create_app
+                from roseinfer.server.http_server import make_server
                 from roseinfer.server.middleware.access_log import set_up_access_log
 
                 app = create_app(engine, defaults=defaults, api_keys=api_keys, metrics_prefix=config.metrics_prefix)
@@ -101,40 +93,3 @@ def _announce(engine: InferenceEngine, listener: socket.socket) -> None:
     logger.info("%s is served at %s (%s)", engine.name, url, format_memory(engine.info.memory))
     logger.info("try: curl %s/generate -H 'Content-Type: application/json' -d '%s'", url, body)
     logger.info("OpenAI clients: base_url=%s/v1; all routes: %s/docs", url, url)
-
-
-def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> uvicorn.Server:
-    """uvicorn with our limits; its `run` takes the sockets to serve."""
-    import uvicorn
-
-    from roseinfer.server.http_protocol import BoundedHttpProtocol
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            on_ready()
-
-        def handle_exit(self, sig: int, frame: object) -> None:
-            """The first signal lets requests finish; the next one finds the default handler, which kills."""
-            logger.info("stopping; running requests have %d seconds, a second signal ends them", DRAIN_SECONDS)
-            self.should_exit = True
-            app.state.is_draining = True
-            for handled in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(handled, signal.SIG_DFL)
-
-    settings = uvicorn.Config(
-        app,
-        http=BoundedHttpProtocol,
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="info" if log_level == "debug" else "warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
-    return Server(settings)

@@ -13,7 +13,8 @@ import httpx
 
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.app import create_app
-from roseinfer.server.runner import bind, make_server
+from roseinfer.server.http_server import make_server
+from roseinfer.server.runner import bind
 from roseinfer.text.chat_template import ChatTemplate
 from tests.fake_model import RecitingProgram, fake_engine
 

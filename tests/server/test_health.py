@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from roseinfer.server import create_app
+from roseinfer.server.http_server import make_server
 from roseinfer.server.routes import health
-from roseinfer.server.runner import make_server
 from tests.fake_model import fake_engine
 from tests.server.live import LiveServer, StartServer, assert_error
 
