@@ -48,7 +48,7 @@ from roseinfer.inference_engine import InferenceEngine
 from roseinfer.scheduler.scheduler import Scheduler
 from roseinfer.server.app import create_app
 from roseinfer.server.http_server import make_server
-from roseinfer.server.interpreter import settle_interpreter
+from roseinfer.core.interpreter import settle_interpreter
 from roseinfer.server.runner import bind
 from roseinfer.text import Tokenizer, load_tokenizer
 

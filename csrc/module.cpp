@@ -397,7 +397,15 @@ NB_MODULE(_native, m) {
   m.def("linear", linear, nb::arg("isa"), nb::arg("weight"), nb::arg("x"), nb::arg("act"), nb::arg("pool"),
         nb::arg("repeat") = 1);
 
-  nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>()).def("size", &ThreadPool::size);
+  nb::class_<ThreadPool>(m, "ThreadPool")
+      .def(nb::init<int>())
+      .def("size", &ThreadPool::size)
+      .def(
+          "count_progress",
+          [](ThreadPool& pool, nb::ndarray<uint64_t, nb::shape<1>, nb::c_contig, nb::device::cpu> counter) {
+            pool.count_progress(counter.data());
+          },
+          nb::keep_alive<1, 2>());
   bind_peaks(m);
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def_ro("rows", &PackedWeight::rows)

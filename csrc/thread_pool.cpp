@@ -77,7 +77,10 @@ void ThreadPool::take_items(int thread) {
   const int num_threads = int(ranges_.size());
   uint32_t num_done = 0;  // told once: the counter is everybody's
   for (int i = 0; i < num_threads; ++i)
-    while (take_item((thread + i) % num_threads, thread)) ++num_done;
+    while (take_item((thread + i) % num_threads, thread)) {
+      ++num_done;
+      if (thread == 0) progress();
+    }
   if (num_done > 0 && num_left_.fetch_sub(num_done, std::memory_order_acq_rel) == num_done) num_left_.notify_one();
 }
 

@@ -23,13 +23,20 @@ class ThreadPool {
 
   int size() const { return int(workers_.size()) + 1; }
 
+  // From now on `counter` grows with every item that the caller's thread has done: what a watchdog in another process
+  // looks at. Only that thread may write it.
+  void count_progress(uint64_t* counter) { progress_ = counter; }
+
   // Calls body(item, thread) for every item < count, in any order on any thread; returns when all are done.
   // One item, or one thread, runs on the caller without a barrier. If a body throws, items that nobody has begun are
   // left out, and one of the exceptions comes out here.
   template <typename Body>
   void parallel(int64_t count, const Body& body) {
     if (count <= 1 || workers_.empty()) {
-      for (int64_t i = 0; i < count; ++i) body(i, 0);
+      for (int64_t i = 0; i < count; ++i) {
+        body(i, 0);
+        progress();
+      }
       return;
     }
     const Call call = [](const void* context, int64_t item, int thread) { (*(const Body*)context)(item, thread); };
@@ -52,7 +59,11 @@ class ThreadPool {
   bool take_item(int owner, int thread);
   void run_item(Call call, const void* context, int64_t item, int thread);
   void stop();
+  void progress() {
+    if (progress_) __atomic_store_n(progress_, *progress_ + 1, __ATOMIC_RELAXED);
+  }
 
+  uint64_t* progress_ = nullptr;
   std::vector<std::thread> workers_;
   std::vector<Range> ranges_;  // one per thread, the caller's first
   // The job. Read by workers that may be late; what they read counts only if they claim an item of it.

@@ -20,15 +20,15 @@ from roseinfer.core.messages import TokenOutput
 from roseinfer.core.metrics import Observer
 from roseinfer.core.sampling_params import SamplingParams
 from roseinfer.engine.checks import prompt_too_long
+from roseinfer.engine_loading import load_here, load_in_process
 from roseinfer.generation import Generation, merge
 from roseinfer.text.output_text import TextDelta, TextOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from roseinfer.constraints import TokenTable
     from roseinfer.engine.client import EngineClient
-    from roseinfer.engine.loader import ModelInfo
+    from roseinfer.engine.model_info import ModelInfo
     from roseinfer.text import Tokenizer
 
 Deltas = list[tuple[Generation, TextDelta]]
@@ -98,6 +98,7 @@ class InferenceEngine:
         device: auto, cpu or cuda.
         use_amp: False computes in float32.
         bf16: True computes in bfloat16, unless `use_amp` is off.
+        engine_process: True computes in a process of its own, which is started anew if it dies.
         settings: any other setting of `core.config.Config` by name, for example `threads=4`.
 
     Raises ConfigError, DeviceError, CheckpointError.
@@ -110,19 +111,29 @@ class InferenceEngine:
         device: str = "auto",
         use_amp: bool = True,
         bf16: bool = False,
+        engine_process: bool = False,
         **settings: object,
     ) -> None:
         chosen = None if device == "auto" else device
         flags = {"model": checkpoint_path, "tokenizer": tokenizer_name, "device": chosen, **settings}
         flags.setdefault("dtype", dtype_of(use_amp, bf16))
         config = load_config(flags)
-        self._start(*_load(config, None), config.seed, _served_name(config))
+        parts = load_in_process(config) if engine_process else load_here(config)
+        self._start(*parts, config.seed, _served_name(config))
 
     @classmethod
-    def from_config(cls, config: Config, say: Callable[[str], None] | None = None) -> Self:
-        """`say` gets a line about each thing that takes time."""
+    def from_config(
+        cls,
+        config: Config,
+        say: Callable[[str], None] | None = None,
+        *,
+        engine_process: bool = False,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Self:
+        """`say` is told of each thing that takes time; `meanwhile` is called while the engine's process loads."""
         engine = cls.__new__(cls)
-        engine._start(*_load(config, say), config.seed, _served_name(config))
+        parts = load_in_process(config, say, meanwhile) if engine_process else load_here(config, say)
+        engine._start(*parts, config.seed, _served_name(config))
         return engine
 
     @classmethod
@@ -175,8 +186,8 @@ class InferenceEngine:
 
     # -- preparing ------------------------------------------------------------------------------------------
 
-    def prepare(self, prompt: str, params: GenerateParams) -> Generation:
-        """Tokenises and checks; nothing is queued yet. Takes milliseconds for a long prompt.
+    def prepare(self, prompt: str, params: GenerateParams, *, tenant: str = "") -> Generation:
+        """Tokenises and checks; nothing is queued yet. Takes milliseconds for a long prompt. `tenant`: who asks.
 
         Raises InvalidRequestError naming the field, ContextLengthError with both counts.
         """
@@ -187,7 +198,7 @@ class InferenceEngine:
         ids = self.tokenizer.encode_prompt(prompt)
         if params.max_new_tokens is not None:
             self._check_room(len(ids), params.max_new_tokens, "max_new_tokens")
-        return self.prepare_ids([ids], sampling, cut=True)[0]
+        return self.prepare_ids([ids], sampling, cut=True, tenant=tenant)[0]
 
     def prepare_ids(
         self,
@@ -197,6 +208,7 @@ class InferenceEngine:
         n: int = 1,
         *,
         cut: bool = False,
+        tenant: str = "",
     ) -> list[Generation]:
         """`n` generations of each prompt, prompt by prompt; nothing is queued yet.
 
@@ -216,7 +228,8 @@ class InferenceEngine:
         if not cut:
             for prompt_ids in prompts:
                 self._check_room(len(prompt_ids), params.max_tokens, "max_tokens")
-        requests = [self.client.make_request(ids, params, choice=choice) for ids in prompts for choice in range(n)]
+        make = self.client.make_request
+        requests = [make(ids, params, choice=choice, tenant=tenant) for ids in prompts for choice in range(n)]
         return [
             Generation(
                 request,
@@ -335,65 +348,6 @@ def dtype_of(use_amp: bool, bf16: bool) -> str | None:
     if not use_amp:
         return "float32"
     return "bfloat16" if bf16 else None
-
-
-def _load(config: Config, say: Callable[[str], None] | None) -> tuple[EngineClient, Tokenizer, ModelInfo]:
-    # Imported here, because who only puts an app around a given engine needs none of them.
-    from roseinfer.catalog import resolve_model, resolve_tokenizer
-    from roseinfer.checkpoints import open_checkpoint
-    from roseinfer.constraints import GrammarCompiler
-    from roseinfer.engine.client import EngineClient
-    from roseinfer.engine.loader import build_engine, check_device
-    from roseinfer.loading_bar import LoadingBar
-    from roseinfer.text import load_tokenizer
-
-    check_device(config.device)
-    with open_checkpoint(resolve_model(config.model, config.models_dir, say)) as checkpoint:
-        named = config.tokenizer
-        tokenizer = load_tokenizer(resolve_tokenizer(named, config.models_dir, say) if named else checkpoint)
-        info: ModelInfo
-        eos_ids: list[int]  # both are there before the first grammar is
-        grammars = GrammarCompiler(
-            lambda: _token_table(tokenizer, info, eos_ids), max_pending=config.max_running + config.max_queue
-        )
-        with LoadingBar() if say else contextlib.nullcontext() as progress:
-            engine, info = build_engine(
-                checkpoint,
-                device=config.device,
-                dtype=config.dtype,
-                kv_dtype=config.kv_dtype,
-                num_threads=config.threads,
-                isa=config.isa,
-                max_model_len=config.max_model_len,
-                max_batch_tokens=config.max_batch_tokens,
-                max_running=config.max_running,
-                kv_cache_memory=config.kv_cache_memory,
-                prefix_cache=config.prefix_cache,
-                grammars=grammars,
-                progress=progress,
-            )
-    if tokenizer.vocab_size > info.vocab_size:
-        logger.warning(
-            "the tokenizer has %d tokens, the model only %d; is it the model's own?",
-            tokenizer.vocab_size,
-            info.vocab_size,
-        )
-    eos_ids = sorted({i for i in (*info.eos_ids, *tokenizer.eos_ids) if i < info.vocab_size})
-    client = EngineClient(engine, eos_ids=eos_ids, max_queue=config.max_queue)
-    client.start()
-    return client, tokenizer, info
-
-
-def _token_table(tokenizer: Tokenizer, info: ModelInfo, eos_ids: Sequence[int]) -> TokenTable:
-    from roseinfer.constraints import TokenTable
-
-    ids = range(min(tokenizer.vocab_size, info.vocab_size))
-    return TokenTable(
-        tokens=[tokenizer.token_bytes(token_id) for token_id in ids],
-        special_ids=frozenset(filter(tokenizer.is_special, ids)),
-        eos_ids=tuple(eos_ids),
-        vocab_size=info.vocab_size,
-    )
 
 
 def _served_name(config: Config) -> str | None:

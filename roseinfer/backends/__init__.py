@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from roseinfer.checkpoints.tensor import Tensor
-from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs
+from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs, UInt64Array
 from roseinfer.graph import Graph
 
 
@@ -27,6 +27,7 @@ class ProgramOptions:
     kv_dtype: str = "float16"  # float16 | bfloat16 | float32 | q8, where the backend has it
     num_threads: int = 0  # 0 = all cores
     isa: str = "auto"  # native only: auto | scalar | avx2 | avx512 | avx512_bf16
+    progress_counter: UInt64Array | None = None  # [1], raised as long as kernels get on; a watchdog looks at it
 
 
 Progress = Callable[[int, int], None]  # bytes of weights loaded so far, and in all

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 from typing import Any
 
 from roseinfer.constraints.token_table import TokenTable
 from roseinfer.core.errors import EngineError
+from roseinfer.core.python_process import start_python
 
 
 class CompileTrial:
@@ -56,14 +55,12 @@ class CompileTrial:
 
     def _restart(self) -> subprocess.Popen[bytes]:
         self.close()
-        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from roseinfer.constraints.trial_process import main; main()"],
+        self._process = start_python(
+            "from roseinfer.constraints.trial_process import main; main()",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": path},
         )
         _send(self._process, self._settings)
         return self._process

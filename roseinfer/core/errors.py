@@ -4,7 +4,8 @@ RoseinferError
 ├── InvalidRequestError        a field of one request is wrong; HTTP 400
 │   └── ContextLengthError     the prompt (plus max_tokens) does not fit; names both counts
 ├── OverloadedError            the queue is full or the server is draining; HTTP 503
-│   └── RateLimitedError       one caller's share of it is full; HTTP 429
+│   ├── RateLimitedError       one caller's share of it is full; HTTP 429
+│   └── EngineRestartingError  the engine died or hangs and is coming back; HTTP 503
 ├── EngineError                a request died of a fault of ours; HTTP 500
 ├── ConfigError                a flag, variable or TOML key is wrong
 │   └── DeviceError            the device asked for is not there
@@ -50,6 +51,10 @@ class OverloadedError(RoseinferError):
 
 class RateLimitedError(OverloadedError):
     """The caller asks for more than its share; others would still be served."""
+
+
+class EngineRestartingError(OverloadedError):
+    """The engine is on its way back."""
 
 
 class EngineError(RoseinferError):

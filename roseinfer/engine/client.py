@@ -1,8 +1,8 @@
 """How everybody else uses the engine: requests in, token outputs out, from any thread and any event loop.
 
 The client knows of each live request only whom to tell. It talks to the engine in messages and reads nothing
-but its last snapshot, so the engine may as well live in another process. Every accepted request gets exactly
-one output with a finish reason, also if the engine dies or the client is closed.
+but its last snapshot, wherever the engine lives. Every accepted request gets exactly one output with a finish reason,
+also if the engine dies or the client is closed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from roseinfer.core.messages import AbortRequest, AddRequest, EngineStats, Finis
 from roseinfer.core.sampling_params import SamplingParams
 from roseinfer.engine.checks import check_ids, check_length, check_token_ids
 from roseinfer.engine.engine import Engine
+from roseinfer.engine.host import EngineHost
 from roseinfer.engine.mailbox import Inbox, Mailbox
 from roseinfer.engine.thread import EngineThread
 
@@ -37,21 +38,22 @@ _MIN_TEMPERATURE = 1e-6
 
 
 class EngineClient:
-    """A handle on one engine, which from now on belongs to it.
+    """A handle on one engine, which from now on belongs to it; on a thread of this process, unless it has a host.
 
     `eos_ids` end a request unless it says `ignore_eos`. At most `max_queue` requests wait beside the
     `max_running` of the engine.
     """
 
-    def __init__(self, engine: Engine, eos_ids: Iterable[int] = (), *, max_queue: int = 256) -> None:
+    def __init__(self, engine: Engine | EngineHost, eos_ids: Iterable[int] = (), *, max_queue: int = 256) -> None:
+        self._host: EngineHost = EngineThread(engine) if isinstance(engine, Engine) else engine
         self.vocab_size = engine.vocab_size
         self.max_model_len = engine.max_model_len  # tokens of prompt and output together
         self.eos_ids = tuple(eos_ids)
         check_token_ids("eos_ids", self.eos_ids, self.vocab_size)
         self.max_live = engine.max_running + max_queue  # requests that run or wait
+        self.on_death: Callable[[str], None] = lambda reason: None  # the engine is gone for good; on its thread
         self._max_running = engine.max_running
         self._stats = engine.stats()
-        self._thread = EngineThread(engine, self._on_step, self._on_exit)
         self._random = random.Random()  # for seeds, which are no secrets
         self._request_ids = map("{}-{}".format, itertools.repeat(secrets.token_hex(6)), itertools.count())
         self._lock = threading.Lock()  # guards what follows
@@ -65,7 +67,7 @@ class EngineClient:
     def start(self) -> None:
         with self._lock:
             self._refusal = None
-        self._thread.start()
+        self._host.start(self._on_step, self._on_exit)
 
     def close(self) -> None:
         """Waits for the current step; requests that are not finished end with "abort". Idempotent."""
@@ -73,7 +75,7 @@ class EngineClient:
             was_started = self._refusal is None
             self._refusal = "the engine has been closed"
         if was_started:
-            self._thread.close()
+            self._host.close()
 
     def __enter__(self) -> EngineClient:
         self.start()
@@ -85,6 +87,15 @@ class EngineClient:
     @property
     def is_alive(self) -> bool:
         return self._refusal is None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine computes; an engine that is alive may be on its way back."""
+        return self.is_alive and self._host.is_ready
+
+    @property
+    def num_restarts(self) -> int:
+        return self._host.num_restarts
 
     def check_alive(self) -> None:
         """Raises `EngineError` with the reason if nothing can be submitted any more."""
@@ -98,12 +109,19 @@ class EngineClient:
     # -- requests -------------------------------------------------------------------------------------------
 
     def make_request(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, request_id: str | None = None, choice: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        choice: int = 0,
+        tenant: str = "",
     ) -> AddRequest:
         """Resolves what is open (seed, stop ids) and checks the request; nothing is sent yet.
 
         Raises `InvalidRequestError`, and `ContextLengthError` with both counts for a prompt that can never fit.
-        `max_tokens` is cut to what fits behind the prompt, so that generation ends with "length" there.
+        `max_tokens` is cut to what fits behind the prompt, so that generation ends with "length" there. Tenants share
+        no cached prefixes: how long an answer takes must not tell what others ask.
         """
         check_length(len(prompt_ids), self.max_model_len)
         eos_ids = () if params.ignore_eos else self.eos_ids
@@ -129,10 +147,21 @@ class EngineClient:
             num_prompt_logprobs=_num_logprobs(params.prompt_logprobs, self.vocab_size),
             grammar=params.grammar,
             priority=params.priority,
-            cache_salt=params.cache_salt,
+            cache_salt=f"{tenant}/{params.cache_salt}" if tenant else params.cache_salt,
+            tenant=tenant,
         )
         check_ids(request, self.vocab_size, self.max_model_len)
         return request
+
+    def check_room(self, num_requests: int = 1, tenant: str = "") -> None:
+        """Raises what submitting so many requests would raise now; to be asked before any work is done for them."""
+        with self._lock:
+            self._check_room(num_requests)
+
+    def _check_room(self, num_requests: int) -> None:
+        self.check_alive()
+        if len(self._live) + num_requests > self.max_live:
+            raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
 
     def submit(self, request: AddRequest, on_output: OnOutput) -> None:
         """Starts a request; from any thread. `on_output` is called on the engine's thread and must not raise.
@@ -144,23 +173,21 @@ class EngineClient:
     def _submit(self, submissions: Sequence[tuple[AddRequest, OnOutput]]) -> None:
         """All of them or, if there is no room, none."""
         with self._lock:
-            self.check_alive()
+            self._check_room(len(submissions))
             for request, _ in submissions:
                 if request.request_id in self._live:
                     raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
-            if len(self._live) + len(submissions) > self.max_live:
-                raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
             if not self._live:
                 self._finish_times.clear()  # idle time says nothing of the rate
             for request, on_output in submissions:
                 self._live[request.request_id] = on_output
-                self._thread.send(request)  # under the lock, so that no abort overtakes it
+                self._host.send(request)  # under the lock, so that no abort overtakes it
 
     def abort(self, request_id: str) -> None:
         """Ends a request after the current step; from any thread. An unknown or finished id is fine."""
         with self._lock:
             if request_id in self._live:
-                self._thread.send(AbortRequest(request_id))
+                self._host.send(AbortRequest(request_id))
 
     def stream_sync(self, *requests: AddRequest) -> Generator[TokenOutput, None, None]:
         """Submits on the first `next` and yields until all requests are finished; closing it aborts the rest."""
@@ -216,11 +243,13 @@ class EngineClient:
     def _on_exit(self, error: BaseException | None) -> None:
         with self._lock:
             if error is not None:
-                self._refusal = f"the engine died: {error!r}"
+                self._refusal = str(error) if isinstance(error, EngineError) else f"the engine died: {error!r}"
             message = self._refusal if error is not None else None
             request_ids = list(self._live)
         reason: FinishReason = "abort" if error is None else "error"
         self._deliver([TokenOutput(i, [], finish_reason=reason, error=message) for i in request_ids])
+        if message is not None:
+            self.on_death(message)
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         with self._lock:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roseinfer.backends import ProgramOptions, Progress, compile_program
+from roseinfer.backends import Program, ProgramOptions, Progress, compile_program
 from roseinfer.backends.native.compiler import fastest_kv_dtype, kv_block_bytes
 from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.checkpoints import Checkpoint
 from roseinfer.checkpoints.tensor import Tensor
-from roseinfer.core.errors import ConfigError, DeviceError
+from roseinfer.core.batch import UInt64Array
+from roseinfer.core.errors import ConfigError
 from roseinfer.core.machine import usable_memory
+from roseinfer.engine.device import check_device
 from roseinfer.engine.engine import Engine
+from roseinfer.engine.model_info import ModelInfo
 from roseinfer.models import Model, load_model
 from roseinfer.scheduler.scheduler import Scheduler
 
@@ -34,26 +36,6 @@ NUM_SCORE_ROWS = 32  # rows of logits for prompts' logprobs, beside those that r
 DIGESTED_BYTES = 64  # at each end of a tensor
 MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a loaded model is, for people and for the doors."""
-
-    name: str
-    file: str
-    container: str
-    architecture: str  # as the file says; models/ may run it as another's twin
-    formats: dict[str, tuple[int, int]]  # weight format → (tensors, bytes in the file)
-    num_parameters: int
-    vocab_size: int
-    max_model_len: int
-    eos_ids: tuple[int, ...]
-    memory: dict[str, int]  # bytes: weights, kv_cache, activations
-    isa: str
-    dtype: str  # as it was asked for
-    kv_dtype: str
-    weights_digest: str  # see `weights_digest`
 
 
 def build_engine(
@@ -71,11 +53,14 @@ def build_engine(
     prefix_cache: bool = True,
     grammars: GrammarCompiler | None = None,
     progress: Progress | None = None,
+    progress_counter: UInt64Array | None = None,
+    wrap: Callable[[Program], Program] = lambda program: program,
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
 
     `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests 512 tokens,
     or one request the whole context, within a quarter of the machine's memory. Pages are committed when used.
+    `progress_counter` [1] is raised while kernels compute. `wrap` may put a program of its own around the model's.
     Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
     """
     check_device(device)
@@ -96,6 +81,7 @@ def build_engine(
         kv_dtype=kv_dtype,
         num_threads=num_threads,
         isa=isa,
+        progress_counter=progress_counter,
     )
     program = compile_program("native", model.graph, model.weights, options, _forgetting(checkpoint, progress))
     pool = BlockPool(num_blocks, BLOCK_SIZE)
@@ -110,7 +96,7 @@ def build_engine(
     if scheduler.max_model_len < context:
         cut = "the KV cache holds %d tokens, so the context is cut to that from %d; see --kv-cache-memory"
         logger.warning(cut, scheduler.max_model_len, context)
-    engine = Engine(program, scheduler, grammars)
+    engine = Engine(wrap(program), scheduler, grammars)
     info = ModelInfo(
         name=model_name(checkpoint),
         file=Path(checkpoint.path).name,
@@ -155,12 +141,6 @@ def _forgetting(checkpoint: Checkpoint, progress: Progress | None) -> Progress:
             progress(loaded_bytes, total_bytes)
 
     return report
-
-
-def check_device(device: str) -> None:
-    """Raises DeviceError for a device that cannot be served from; costs nothing, so it comes before a download."""
-    if device == "cuda":
-        raise DeviceError("device cuda: there is no CUDA backend yet; use --device cpu")
 
 
 def model_name(checkpoint: Checkpoint) -> str:

@@ -17,13 +17,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError, RateLimitedError, RoseinferError
+from roseinfer.core.errors import (
+    EngineError,
+    EngineRestartingError,
+    InvalidRequestError,
+    OverloadedError,
+    RateLimitedError,
+    RoseinferError,
+)
 from roseinfer.server.anthropic.errors import error_fields, is_anthropic
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 OVERLOADED = "server_is_overloaded"
 RATE_LIMITED = "rate_limit_exceeded"
+RESTARTING = "engine_restarting"
 RETRYABLE = (408, 409, 429)  # below 500
 MAX_REPORTED_FIELDS = 8
 
@@ -97,6 +105,8 @@ def code_of(error: RoseinferError) -> str:
             return error.code or INVALID_REQUEST
         case RateLimitedError():
             return RATE_LIMITED
+        case EngineRestartingError():
+            return RESTARTING
         case OverloadedError():
             return OVERLOADED
     return SERVER_ERROR

@@ -30,7 +30,7 @@ def expose(
     registry = CollectorRegistry()
     for prefix in prefixes:
         registry.register(_EngineCollector(engine, metrics, prefix))
-    registry.register(_ServerCollector(metrics))
+    registry.register(_ServerCollector(engine, metrics))
     ProcessCollector(registry=registry)
     if OPENMETRICS in accept:
         text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
@@ -91,12 +91,25 @@ class _EngineCollector(Collector):
 class _ServerCollector(Collector):
     """What is told of the HTTP server and of the build, under names of our own."""
 
-    def __init__(self, metrics: ServerMetrics) -> None:
+    def __init__(self, engine: InferenceEngine, metrics: ServerMetrics) -> None:
+        self._engine = engine
         self._metrics = metrics
 
     def collect(self) -> list[Metric]:
         with self._metrics.lock:
-            return [self._replies(), self._refusals(), self._unknown_fields(), _build_info()]
+            counts = [self._replies(), self._refusals(), self._unknown_fields()]
+        return [*counts, *self._engine_state(), _build_info()]
+
+    def _engine_state(self) -> Iterator[Metric]:
+        client = self._engine.client
+        stats = client.stats()
+        yield CounterMetricFamily("roseinfer:engine_restarts", "Engines that died.", value=client.num_restarts)
+        yield GaugeMetricFamily("roseinfer:engine_up", "Whether the engine computes.", value=client.is_ready)
+        help = "KV blocks that hold nothing."
+        yield GaugeMetricFamily("roseinfer:kv_blocks_free", help, value=stats.num_free_blocks)
+        help = "KV blocks that hold finished requests' tokens, free for whoever needs them."
+        yield GaugeMetricFamily("roseinfer:kv_blocks_cached", help, value=stats.num_cached_blocks)
+        yield GaugeMetricFamily("roseinfer:kv_blocks", "KV blocks in all.", value=stats.num_total_blocks)
 
     def _replies(self) -> Metric:
         replies = CounterMetricFamily("http_requests", "HTTP requests by route and status.", labels=("route", "status"))

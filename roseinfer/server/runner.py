@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import ipaddress
 import logging
 import socket
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from roseinfer.core.config import Config, load_api_keys
 from roseinfer.core.errors import ConfigError
-from roseinfer.server.interpreter import settle_interpreter
+from roseinfer.core.interpreter import settle_interpreter
 from roseinfer.server.startup import import_fastapi, quick_start
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
         with contextlib.ExitStack() as stack:
             with quick_start():
                 engine = stack.enter_context(_load_engine(config))
-                import_fastapi()
                 from roseinfer.server.app import create_app
                 from roseinfer.server.http_server import make_server
                 from roseinfer.server.middleware.access_log import set_up_access_log
@@ -74,7 +74,15 @@ def bind(host: str, port: int) -> socket.socket:
 def _load_engine(config: Config) -> InferenceEngine:
     from roseinfer.inference_engine import InferenceEngine
 
-    return InferenceEngine.from_config(config, logger.info)
+    if not config.engine_process:
+        import_fastapi()
+    return InferenceEngine.from_config(config, logger.info, engine_process=config.engine_process, meanwhile=_import_app)
+
+
+def _import_app() -> None:
+    import_fastapi()
+    importlib.import_module("roseinfer.server.app")
+    importlib.import_module("roseinfer.server.http_server")
 
 
 def _is_loopback(host: str) -> bool:

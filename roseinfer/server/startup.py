@@ -6,12 +6,13 @@ All on one thread. Imports hold the GIL: two threads that import take longer tha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
 import sys
 from collections.abc import Iterator
+
+from roseinfer.core.interpreter import return_freed_memory
 
 VARIABLES = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads, which we never use, spin while they wait
@@ -26,7 +27,7 @@ def quick_start() -> Iterator[None]:
     gc.disable()  # what is loaded now stays
     try:
         yield
-        _return_freed_memory()
+        return_freed_memory()
     finally:
         gc.enable()
 
@@ -51,9 +52,3 @@ def import_fastapi() -> None:
         importlib.import_module("fastapi")
     finally:
         del BaseModel.model_config["defer_build"]
-
-
-def _return_freed_memory() -> None:
-    """glibc keeps what is freed for later, and loading a model frees much."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)

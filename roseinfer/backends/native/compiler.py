@@ -77,6 +77,8 @@ class _Compiler:
         self.options = options
         self.isa: str = _native.isa(options.isa)
         self.pool = _thread_pool(options.num_threads or usable_cores())
+        if options.progress_counter is not None:
+            self.pool.count_progress(options.progress_counter)
         self.packed: dict[str, Any] = {}
         self.total_bytes = sum(tensor.data.nbytes for tensor in weights.values() if len(tensor.shape) == 2)
         self.rope_tables: dict[RopeSpec, int] = {}

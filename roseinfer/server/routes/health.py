@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 
-from roseinfer.core.errors import EngineError, OverloadedError
+from roseinfer.core.errors import EngineError, EngineRestartingError, OverloadedError
 from roseinfer.server.dependencies import engine_of
 from roseinfer.server.errors import ErrorReply
 from roseinfer.server.schemas import HealthReply
@@ -42,6 +42,8 @@ async def ready(request: Request) -> HealthReply:
     if request.app.state.is_draining:
         raise HTTPException(503, "the server is stopping")
     client = engine_of(request).client
+    if not client.is_ready:
+        raise EngineRestartingError("the engine is being started anew; requests are taken and wait")
     stats = client.stats()
     if stats.num_running + stats.num_waiting >= client.max_live:
         raise OverloadedError(f"{stats.num_running + stats.num_waiting} requests are running or waiting")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from roseinfer.server.interpreter import settle_interpreter
+from roseinfer.core.interpreter import settle_interpreter
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 
@@ -21,3 +22,9 @@ def settle_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     sys.setswitchinterval(SWITCH_SECONDS)
+
+
+def return_freed_memory() -> None:
+    """glibc keeps what is freed for later, and loading a model frees much."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

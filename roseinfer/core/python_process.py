@@ -1,0 +1,16 @@
+"""Processes of our own that run Python: a fresh interpreter with our import path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from typing import Any
+
+
+def start_python(code: str, pass_fds: Collection[int] = (), **options: Any) -> subprocess.Popen[bytes]:
+    """Runs `code`. The process sees nothing of this one but its environment, its import path and `pass_fds`."""
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, "-c", code], pass_fds=tuple(pass_fds), env=environment, **options)

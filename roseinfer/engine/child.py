@@ -1,0 +1,159 @@
+"""The process that an engine has for itself: it knows token ids, a model file, and one socket.
+
+It ends when the socket does, at once and in the middle of a step: whoever could use its results is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from roseinfer.constraints.compiler import GrammarCompiler
+from roseinfer.constraints.token_table import TokenTable
+from roseinfer.core.interpreter import return_freed_memory, settle_interpreter
+from roseinfer.core.messages import EngineStats, StepOutput
+from roseinfer.engine.frames import (
+    EngineCommand,
+    EngineEvent,
+    FrameReader,
+    Loading,
+    LoadModel,
+    Ready,
+    StepDone,
+    Vocabulary,
+    encode,
+    load_failure,
+)
+from roseinfer.engine.loop import EngineLoop
+from roseinfer.engine.progress import open_counter
+
+if TYPE_CHECKING:
+    from roseinfer.backends import Program
+    from roseinfer.core.batch import UInt64Array
+    from roseinfer.engine.engine import Engine
+    from roseinfer.engine.model_info import ModelInfo
+
+logger = logging.getLogger(__name__)
+
+OOM_SCORE = "500"  # of 1000: where memory runs out this process goes, which comes back, before the server does
+_PR_SET_PDEATHSIG = 1
+
+Wrap = Callable[["Program"], "Program"]
+
+
+def main(socket_fd: int, progress_fd: int, wrap: Wrap = lambda program: program) -> None:
+    """Loads the model that the first command names, and runs what is asked of it until the socket ends.
+
+    `wrap` may put a program of its own between the engine and the model's, as tests do.
+    """
+    _be_a_child()
+    connection = socket.socket(fileno=socket_fd)
+    EngineServer(connection, open_counter(progress_fd), wrap).run()
+
+
+class EngineServer:
+    def __init__(self, connection: socket.socket, counter: UInt64Array, wrap: Wrap) -> None:
+        self._connection = connection
+        self._counter = counter
+        self._wrap = wrap
+        self._reader = FrameReader(connection, EngineCommand)
+        self._table: TokenTable | None = None
+
+    def run(self) -> None:
+        gc.disable()  # what is loaded now stays
+        command = self._reader.read()
+        assert isinstance(command, LoadModel)
+        _set_up_logging(command.log_level)
+        try:
+            engine, info = self._build(command)
+        except Exception as error:
+            self._send(load_failure(error))
+            return
+        return_freed_memory()
+        settle_interpreter()
+        gc.enable()
+        loop = EngineLoop(engine, self._on_step, self._beat)
+        threading.Thread(target=self._read_commands, args=(loop,), name="roseinfer-commands", daemon=True).start()
+        self._send(Ready(info, engine.max_model_len, engine.max_running, engine.stats()))
+        loop.run()
+
+    def _build(self, load: LoadModel) -> tuple[Engine, ModelInfo]:
+        from roseinfer.checkpoints import open_checkpoint
+        from roseinfer.engine.loader import build_engine
+
+        with open_checkpoint(load.path) as checkpoint:
+            return build_engine(
+                checkpoint,
+                device=load.device,
+                dtype=load.dtype,
+                kv_dtype=load.kv_dtype,
+                num_threads=load.num_threads,
+                isa=load.isa,
+                max_model_len=load.max_model_len,
+                max_batch_tokens=load.max_batch_tokens,
+                max_running=load.max_running,
+                kv_cache_memory=load.kv_cache_memory,
+                prefix_cache=load.prefix_cache,
+                grammars=GrammarCompiler(self._read_table, max_pending=load.max_pending_grammars),
+                progress=lambda num_loaded, num_bytes: self._send(Loading(num_loaded, num_bytes)),
+                progress_counter=self._counter,
+                wrap=self._wrap,
+            )
+
+    def _read_table(self) -> TokenTable:
+        assert self._table is not None, "the vocabulary comes before the first grammar"
+        return self._table
+
+    def _on_step(self, step: StepOutput, stats: EngineStats) -> None:
+        self._send(StepDone(step.outputs, stats))
+
+    def _beat(self) -> None:
+        self._counter[0] += 1
+
+    def _send(self, event: EngineEvent) -> None:
+        self._connection.sendall(encode(event))
+
+    def _read_commands(self, loop: EngineLoop) -> None:
+        try:
+            while True:
+                self._take(self._reader.read(), loop)
+        except EOFError:
+            os._exit(0)
+        except BaseException:
+            logger.critical("the server cannot be understood", exc_info=True)
+            os._exit(1)
+
+    def _take(self, command: EngineCommand, loop: EngineLoop) -> None:
+        if isinstance(command, Vocabulary):
+            special_ids, eos_ids = frozenset(command.special_ids), tuple(command.eos_ids)
+            self._table = TokenTable(command.tokens, special_ids, eos_ids, command.vocab_size)
+        elif not isinstance(command, LoadModel):
+            loop.put(command)
+
+
+def _be_a_child() -> None:
+    """Signals to the whole group are the server's to handle; a server that is killed takes this process with it."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+            score.write(OOM_SCORE)
+
+
+def _set_up_logging(level: int) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("roseinfer").setLevel(level)

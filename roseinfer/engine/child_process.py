@@ -1,0 +1,119 @@
+"""The server's end of one engine process: from its start to its death, and never beyond."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from roseinfer.core.messages import AddRequest
+from roseinfer.core.python_process import start_python
+from roseinfer.engine.frames import (
+    BUFFER_BYTES,
+    EngineCommand,
+    EngineEvent,
+    FrameReader,
+    Vocabulary,
+    encode,
+)
+from roseinfer.engine.progress import ProgressCounter
+
+logger = logging.getLogger(__name__)
+
+EXIT_SECONDS = 1.0  # for a process that has been told to go
+
+
+class ChildProcess:
+    """Commands go through a thread of their own, so that a process that does not read holds nobody up.
+
+    `main`: the module whose `main(socket_fd, progress_fd)` is the process. `read_vocabulary` is called on that thread,
+    before the first request with a grammar. `on_unsendable` is told of a request that does not fit into a frame.
+    """
+
+    def __init__(
+        self,
+        main: str,
+        progress: ProgressCounter,
+        read_vocabulary: Callable[[], Vocabulary],
+        on_unsendable: Callable[[str, Exception], None],
+    ) -> None:
+        self._read_vocabulary: Callable[[], Vocabulary] | None = read_vocabulary
+        self._on_unsendable = on_unsendable
+        self._socket, theirs = socket.socketpair()
+        for end in (self._socket, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        with theirs:
+            code = f"from {main} import main; main({theirs.fileno()}, {progress.fileno()})"
+            self._process = start_python(
+                code, (theirs.fileno(), progress.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        self._reader = FrameReader(self._socket, EngineEvent)
+        self._commands: SimpleQueue[EngineCommand | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write_all, name="roseinfer-commands", daemon=True)
+        self._writer.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, command: EngineCommand) -> None:
+        """In order; never blocks. A process that is gone gets nothing."""
+        self._commands.put(command)
+
+    def read(self, timeout: float) -> EngineEvent:
+        """The next event. Raises TimeoutError, EOFError if the process is gone, ValueError if it talks nonsense."""
+        event: EngineEvent = self._reader.read(timeout)
+        return event
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> str:
+        """Waits for a process that is gone or going, kills it if it stays, and says how it ended."""
+        self._socket.shutdown(socket.SHUT_RDWR)  # which a healthy process takes for the word to go
+        self._commands.put(None)
+        try:
+            status = self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._writer.join()
+        self._socket.close()
+        return _describe(status)
+
+    def _write_all(self) -> None:
+        while (command := self._commands.get()) is not None:
+            try:
+                self._write(command)
+            except OSError:  # gone; whoever reads finds out
+                return
+
+    def _write(self, command: EngineCommand) -> None:
+        try:
+            frames = self._frames(command)
+        except Exception as error:  # one request's fault is never another's
+            logger.exception("a command cannot be sent")
+            if isinstance(command, AddRequest):
+                self._on_unsendable(command.request_id, error)
+            return
+        self._socket.sendall(frames)
+
+    def _frames(self, command: EngineCommand) -> bytes:
+        frame = encode(command)
+        if isinstance(command, AddRequest) and command.grammar is not None and self._read_vocabulary is not None:
+            frame = encode(self._read_vocabulary()) + frame
+            self._read_vocabulary = None
+        return frame
+
+
+def _describe(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
