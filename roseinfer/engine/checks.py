@@ -86,14 +86,12 @@ def _check_words(words: Sequence[Sequence[int]], vocab_size: int) -> None:
 
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Every id an integer inside the vocabulary."""
-    if not isinstance(token_ids, list | tuple):
+    if not isinstance(token_ids, list | tuple) or not set(map(type, token_ids)) <= {int}:
         raise InvalidRequestError(f"{name} must be a list of token ids", name)
     try:
         ids = int32_list(token_ids)
     except OverflowError:
         raise InvalidRequestError(f"{name}: an id is not in the vocabulary of {vocab_size} tokens", name) from None
-    except TypeError:
-        raise InvalidRequestError(f"{name} must be a list of token ids", name) from None
     for outside in (min(ids, default=0), max(ids, default=0)):
         if not 0 <= outside < vocab_size:
             raise InvalidRequestError(f"{name}: {outside} is not in the vocabulary of {vocab_size} tokens", name)

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from roseinfer.constraints.compiler import GrammarCompiler
@@ -57,13 +58,18 @@ def main(socket_fd: int, progress_fd: int, wrap: Wrap = lambda program: program)
 
     `wrap` may put a program of its own between the engine and the model's, as tests do.
     """
+    serve_child(partial(EngineServer, wrap=wrap), socket_fd, progress_fd)
+
+
+def serve_child(server: Callable[[socket.socket, UInt64Array], EngineServer], socket_fd: int, progress_fd: int) -> None:
     _be_a_child()
-    connection = socket.socket(fileno=socket_fd)
-    EngineServer(connection, open_counter(progress_fd), wrap).run()
+    server(socket.socket(fileno=socket_fd), open_counter(progress_fd)).run()
 
 
 class EngineServer:
-    def __init__(self, connection: socket.socket, counter: UInt64Array, wrap: Wrap) -> None:
+    """The engine's end of the border."""
+
+    def __init__(self, connection: socket.socket, counter: UInt64Array, wrap: Wrap = lambda program: program) -> None:
         self._connection = connection
         self._counter = counter
         self._wrap = wrap
@@ -76,7 +82,7 @@ class EngineServer:
         assert isinstance(command, LoadModel)
         _set_up_logging(command.log_level)
         try:
-            engine, info = self._build(command)
+            engine, info = self.build(command)
         except Exception as error:
             self._send(load_failure(error))
             return
@@ -88,7 +94,8 @@ class EngineServer:
         self._send(Ready(info, engine.max_model_len, engine.max_running, engine.stats()))
         loop.run()
 
-    def _build(self, load: LoadModel) -> tuple[Engine, ModelInfo]:
+    def build(self, load: LoadModel) -> tuple[Engine, ModelInfo]:
+        """Raises whatever keeps the model from being loaded."""
         from roseinfer.checkpoints import open_checkpoint
         from roseinfer.engine.loader import build_engine
 

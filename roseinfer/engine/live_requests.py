@@ -60,11 +60,6 @@ class LiveRequests:
         return len(self._live)
 
     @property
-    def num_held(self) -> int:
-        """Requests that no engine has."""
-        return sum(not live.is_sent for live in self._live.values())
-
-    @property
     def is_on_trial(self) -> bool:
         """Whether the engine has one request alone, of which it may die."""
         return self._trial is not None
@@ -143,10 +138,6 @@ class LiveRequests:
                 live.num_deaths += 1
                 live.num_trial_tokens = 1 if live.num_deaths == MAX_DEATHS else LONG_TRIAL_TOKENS
         return outputs
-
-    def end_all(self, reason: str) -> list[TokenOutput]:
-        """The outputs that end every request."""
-        return [self._end(live, reason) for live in list(self._live.values())]
 
     def fail(self, request_id: str, reason: str) -> list[TokenOutput]:
         """The output that ends a request which no engine can be given."""
