@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FIGURES := build/bench
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve test check bench format clean
+.PHONY: serve test check bench chaos soak format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/roseinfer serve $(MODEL) --port $(PORT)
@@ -27,6 +27,13 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.growth $(MODEL) --json $(FIGURES)/growth.json
 	$(BIN)/python -m benchmarks.plots --kernels $(FIGURES)/kernels.json --growth $(FIGURES)/growth.json --out docs
 	$(BIN)/roseinfer bench $(MODEL)
+
+# What has to hold when engines die, hang, starve or are attacked, at full scale; `make test` runs a small one.
+chaos: $(VENV)/.test
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.chaos soak $(CHAOS_ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

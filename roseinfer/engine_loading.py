@@ -24,8 +24,8 @@ Parts = tuple["EngineClient", "Tokenizer", "ModelInfo"]
 logger = logging.getLogger(__name__)
 
 
-def load_here(config: Config, say: Say | None = None) -> Parts:
-    """The engine runs on a thread of this process."""
+def load_here(config: Config, say: Say | None = None, num_tenants: int = 0) -> Parts:
+    """The engine runs on a thread of this process. `num_tenants`: callers with keys of their own."""
     # Imported here, because who only puts an app around a given engine needs none of them.
     from roseinfer.checkpoints import open_checkpoint
     from roseinfer.constraints import GrammarCompiler
@@ -53,11 +53,13 @@ def load_here(config: Config, say: Say | None = None) -> Parts:
                 grammars=grammars,
                 progress=progress,
             )
-    client = EngineClient(engine, _eos_ids(tokenizer, info), max_queue=config.max_queue)
+    client = EngineClient(engine, _eos_ids(tokenizer, info), max_queue=config.max_queue, num_tenants=num_tenants)
     return _started(client, tokenizer, info)
 
 
-def load_in_process(config: Config, say: Say | None = None, meanwhile: Callable[[], object] = lambda: None) -> Parts:
+def load_in_process(
+    config: Config, say: Say | None = None, num_tenants: int = 0, meanwhile: Callable[[], object] = lambda: None
+) -> Parts:
     """The engine runs in a process of its own, and loads while this one reads the tokenizer and does `meanwhile`."""
     from roseinfer.checkpoints import open_checkpoint
     from roseinfer.engine.client import EngineClient
@@ -79,7 +81,7 @@ def load_in_process(config: Config, say: Say | None = None, meanwhile: Callable[
         meanwhile()
         info = host.wait_until_loaded()
         stack.pop_all()
-    client = EngineClient(host, _eos_ids(tokenizer, info), max_queue=config.max_queue)
+    client = EngineClient(host, _eos_ids(tokenizer, info), max_queue=config.max_queue, num_tenants=num_tenants)
     return _started(client, tokenizer, info)
 
 

@@ -127,12 +127,19 @@ class InferenceEngine:
         config: Config,
         say: Callable[[str], None] | None = None,
         *,
+        num_tenants: int = 0,
         engine_process: bool = False,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> Self:
-        """`say` is told of each thing that takes time; `meanwhile` is called while the engine's process loads."""
+        """`say` is told of each thing that takes time; `meanwhile` is called while the engine's process loads.
+
+        `num_tenants`: callers with keys of their own, between whom places are shared out.
+        """
         engine = cls.__new__(cls)
-        parts = load_in_process(config, say, meanwhile) if engine_process else load_here(config, say)
+        if engine_process:
+            parts = load_in_process(config, say, num_tenants, meanwhile)
+        else:
+            parts = load_here(config, say, num_tenants)
         engine._start(*parts, config.seed, _served_name(config))
         return engine
 

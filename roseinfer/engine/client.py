@@ -13,16 +13,15 @@ import logging
 import random
 import secrets
 import threading
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 
-from roseinfer.core.errors import EngineError, InvalidRequestError, OverloadedError
+from roseinfer.core.errors import EngineError, InvalidRequestError
 from roseinfer.core.messages import AbortRequest, AddRequest, EngineStats, FinishReason, StepOutput, TokenOutput
 from roseinfer.core.sampling_params import SamplingParams
+from roseinfer.engine.admission import Admission
 from roseinfer.engine.checks import check_ids, check_length, check_token_ids
 from roseinfer.engine.engine import Engine
 from roseinfer.engine.host import EngineHost
@@ -41,26 +40,32 @@ class EngineClient:
     """A handle on one engine, which from now on belongs to it; on a thread of this process, unless it has a host.
 
     `eos_ids` end a request unless it says `ignore_eos`. At most `max_queue` requests wait beside the
-    `max_running` of the engine.
+    `max_running` of the engine, shared out between `num_tenants` (see `Admission`).
     """
 
-    def __init__(self, engine: Engine | EngineHost, eos_ids: Iterable[int] = (), *, max_queue: int = 256) -> None:
+    def __init__(
+        self,
+        engine: Engine | EngineHost,
+        eos_ids: Iterable[int] = (),
+        *,
+        max_queue: int = 256,
+        num_tenants: int = 0,
+    ) -> None:
         self._host: EngineHost = EngineThread(engine) if isinstance(engine, Engine) else engine
         self.vocab_size = engine.vocab_size
         self.max_model_len = engine.max_model_len  # tokens of prompt and output together
         self.eos_ids = tuple(eos_ids)
         check_token_ids("eos_ids", self.eos_ids, self.vocab_size)
-        self.max_live = engine.max_running + max_queue  # requests that run or wait
+        self.admission = Admission(engine.max_running, max_queue, num_tenants)
+        self.max_live = self.admission.max_live  # requests that run or wait
         self.on_death: Callable[[str], None] = lambda reason: None  # the engine is gone for good; on its thread
-        self._max_running = engine.max_running
         self._stats = engine.stats()
         self._random = random.Random()  # for seeds, which are no secrets
         self._request_ids = map("{}-{}".format, itertools.repeat(secrets.token_hex(6)), itertools.count())
         self._lock = threading.Lock()  # guards what follows
-        self._live: dict[str, OnOutput] = {}
+        self._live: dict[str, tuple[str, OnOutput]] = {}  # by id: the tenant, and whom to tell
         self._refusal: str | None = "the engine has not been started"
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
-        self._finish_times: deque[float] = deque(maxlen=64)
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -155,32 +160,27 @@ class EngineClient:
 
     def check_room(self, num_requests: int = 1, tenant: str = "") -> None:
         """Raises what submitting so many requests would raise now; to be asked before any work is done for them."""
-        with self._lock:
-            self._check_room(num_requests)
-
-    def _check_room(self, num_requests: int) -> None:
         self.check_alive()
-        if len(self._live) + num_requests > self.max_live:
-            raise OverloadedError(f"{len(self._live)} requests are running or waiting", self._retry_after())
+        self.admission.check(num_requests, tenant)
 
     def submit(self, request: AddRequest, on_output: OnOutput) -> None:
         """Starts a request; from any thread. `on_output` is called on the engine's thread and must not raise.
 
-        Raises `OverloadedError` if the queue is full, `EngineError` if the engine is gone.
+        Raises `OverloadedError` if the queue or the tenant's share of it is full, `EngineError` if the engine is gone.
         """
         self._submit([(request, on_output)])
 
     def _submit(self, submissions: Sequence[tuple[AddRequest, OnOutput]]) -> None:
-        """All of them or, if there is no room, none."""
+        """One tenant's: all of them or, if there is no room, none."""
         with self._lock:
-            self._check_room(len(submissions))
+            self.check_alive()
             for request, _ in submissions:
                 if request.request_id in self._live:
                     raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
-            if not self._live:
-                self._finish_times.clear()  # idle time says nothing of the rate
+            tenant = submissions[0][0].tenant
+            self.admission.admit(len(submissions), tenant)
             for request, on_output in submissions:
-                self._live[request.request_id] = on_output
+                self._live[request.request_id] = (tenant, on_output)
                 self._host.send(request)  # under the lock, so that no abort overtakes it
 
     def abort(self, request_id: str) -> None:
@@ -263,10 +263,14 @@ class EngineClient:
                 self.abort(request_id)
 
     def _receiver(self, output: TokenOutput) -> OnOutput | None:
-        if output.finish_reason is None:
-            return self._live.get(output.request_id)
-        self._finish_times.append(time.monotonic())
-        return self._live.pop(output.request_id, None)
+        is_last = output.finish_reason is not None
+        live = self._live.pop(output.request_id, None) if is_last else self._live.get(output.request_id)
+        if live is None:
+            return None
+        tenant, on_output = live
+        if is_last:
+            self.admission.release(tenant)
+        return on_output
 
     def _call(self, on_output: OnOutput, output: TokenOutput) -> None:
         try:
@@ -276,13 +280,6 @@ class EngineClient:
             self.abort(output.request_id)
 
     # -- parts ----------------------------------------------------------------------------------------------
-
-    def _retry_after(self) -> float:
-        """Seconds until as many requests will have finished as wait now, at the rate of late."""
-        if not self._finish_times:
-            return 1.0
-        seconds = (time.monotonic() - self._finish_times[0]) / len(self._finish_times)
-        return min(max(seconds * (len(self._live) - self._max_running), 1.0), 60.0)
 
     @contextmanager
     def _mailbox(self, loop: asyncio.AbstractEventLoop) -> Iterator[Mailbox]:

@@ -10,7 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from roseinfer.core.config import Config, load_api_keys
-from roseinfer.core.errors import ConfigError
+from roseinfer.core.errors import ConfigError, EngineError
 from roseinfer.core.interpreter import settle_interpreter
 from roseinfer.server.startup import import_fastapi, quick_start
 
@@ -23,7 +23,8 @@ logger = logging.getLogger("roseinfer")
 def serve(config: Config, defaults: GenerateParams | None = None) -> None:
     """Serves until SIGTERM or SIGINT, lets running requests finish, and returns.
 
-    `defaults` are for `/generate` bodies that leave fields out. Raises RoseinferError where it cannot start.
+    `defaults` are for `/generate` bodies that leave fields out. Raises RoseinferError where it cannot start, and when
+    the engine is gone for good.
     """
     set_up_logging(config.log_level)
     api_keys = load_api_keys(config)
@@ -32,7 +33,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
             logger.warning("anybody who can reach %s may use this server; see --api-key", config.host)
         with contextlib.ExitStack() as stack:
             with quick_start():
-                engine = stack.enter_context(_load_engine(config))
+                engine = stack.enter_context(_load_engine(config, len(api_keys)))
                 from roseinfer.server.app import create_app
                 from roseinfer.server.http_server import make_server
                 from roseinfer.server.middleware.access_log import set_up_access_log
@@ -41,7 +42,16 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 set_up_access_log(config.access_log, is_debug=config.log_level == "debug")
                 server = make_server(app, config.log_level, lambda: _announce(engine, listener))
                 settle_interpreter()
+            reasons: list[str] = []
+
+            def on_death(reason: str) -> None:
+                reasons.append(reason)
+                server.should_exit = True
+
+            engine.client.on_death = on_death
             server.run([listener])
+            if reasons:
+                raise EngineError(reasons[0])
 
 
 def set_up_logging(level: str) -> None:
@@ -71,12 +81,18 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _load_engine(config: Config) -> InferenceEngine:
+def _load_engine(config: Config, num_tenants: int) -> InferenceEngine:
     from roseinfer.inference_engine import InferenceEngine
 
     if not config.engine_process:
-        import_fastapi()
-    return InferenceEngine.from_config(config, logger.info, engine_process=config.engine_process, meanwhile=_import_app)
+        _import_app()
+    return InferenceEngine.from_config(
+        config,
+        logger.info,
+        num_tenants=num_tenants,
+        engine_process=config.engine_process,
+        meanwhile=_import_app,
+    )
 
 
 def _import_app() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from roseinfer.core.config import Config
 from roseinfer.inference_engine import InferenceEngine
 from tests.fake_model import RecitingProgram, fake_engine
 
 
-def from_config(config: Config, say: Callable[[str], None] | None = None) -> InferenceEngine:
+def from_config(config: Config, say: Callable[[str], None] | None = None, **options: Any) -> InferenceEngine:
+    options["meanwhile"]()
     program = RecitingProgram()
     program.step_seconds = float(os.environ.get("STEP_SECONDS", "0"))
     return fake_engine(program, seed=config.seed)

@@ -357,17 +357,6 @@ def test_a_full_queue_refuses_at_once() -> None:
         client.submit(endless("now"), lambda output: None)
 
 
-def test_retry_after_follows_the_queue_and_the_rate() -> None:
-    client = EngineClient(make_engine(make_scheduler(max_running=2)), max_queue=10)
-    client._live = {str(i): lambda output: None for i in range(12)}
-    now = time.monotonic()
-    client._finish_times.extend(now - 10 + i for i in range(10))  # one a second
-    assert 9 <= client._retry_after() <= 12
-    client._finish_times.clear()
-    client._finish_times.extend(now - 1 + i / 100 for i in range(64))
-    assert client._retry_after() == 1.0
-
-
 def test_closing_ends_what_is_left() -> None:
     outputs: list[TokenOutput] = []
     before = set(threading.enumerate())

@@ -327,6 +327,7 @@ class EngineMachine(RuleBasedStateMachine):
         stop_token_ids=st.lists(st.integers(0, 49), max_size=3),
         num_logprobs=st.integers(-1, 2),
         wishes=st.just({}) | MACHINE_WISHES,
+        tenant=st.sampled_from(["", "a", "b"]),
     )
     def add(self, wishes: dict[str, Any], **fields: Any) -> None:
         request = make_request(f"r{len(self.requests)}", **fields, **wishes)

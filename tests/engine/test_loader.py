@@ -11,8 +11,8 @@ import pytest
 from roseinfer.checkpoints import open_checkpoint
 from roseinfer.core.errors import ConfigError, DeviceError
 from roseinfer.engine import loader
-from roseinfer.engine.engine import Engine
 from roseinfer.engine.device import check_device
+from roseinfer.engine.engine import Engine
 from roseinfer.engine.loader import BLOCK_SIZE, build_engine
 from roseinfer.engine.model_info import ModelInfo
 from tests.tiny_models import MAX_POSITIONS, TinyModel

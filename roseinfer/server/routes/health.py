@@ -44,7 +44,8 @@ async def ready(request: Request) -> HealthReply:
     client = engine_of(request).client
     if not client.is_ready:
         raise EngineRestartingError("the engine is being started anew; requests are taken and wait")
-    stats = client.stats()
-    if stats.num_running + stats.num_waiting >= client.max_live:
-        raise OverloadedError(f"{stats.num_running + stats.num_waiting} requests are running or waiting")
+    if client.admission.is_full:
+        raise OverloadedError(
+            f"{client.admission.num_live} requests are running or waiting", client.admission.retry_after
+        )
     return reply

@@ -1,0 +1,68 @@
+"""SmolLM2 in a process of its own: the same answers as in this one, also when the process is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from roseinfer.core.messages import Grammar
+from roseinfer.core.sampling_params import SamplingParams
+from roseinfer.engine.process import EngineProcess
+from roseinfer.inference_engine import InferenceEngine
+
+KINDS = [
+    SamplingParams(max_tokens=40, temperature=0.0, logprobs=2),
+    SamplingParams(max_tokens=40, temperature=0.9, seed=1, top_p=0.9, presence_penalty=0.5),
+    SamplingParams(max_tokens=40, temperature=0.8, seed=2, grammar=Grammar("regex", "[a-z ]{30,200}")),
+    SamplingParams(max_tokens=40, temperature=0.0, prompt_logprobs=1, repetition_penalty=1.2),
+]
+
+
+@pytest.fixture(scope="module")
+def here(smollm2_path: Path) -> Iterator[InferenceEngine]:
+    with InferenceEngine(str(smollm2_path)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def apart(smollm2_path: Path) -> Iterator[InferenceEngine]:
+    with InferenceEngine(str(smollm2_path), engine_process=True) as engine:
+        yield engine
+
+
+def answers(engine: InferenceEngine, kill: bool = False) -> list[object]:
+    """Everything that is said of each kind of request, run together; `kill`: with engines that die on the way."""
+
+    def run(index: int) -> object:
+        ids = engine.tokenizer.encode_prompt(f"Number {index}: the capital of France is")
+        [generation] = engine.prepare_ids([ids], KINDS[index])
+        said = []
+        for number, (_, delta) in enumerate(engine.run([generation])):
+            said.append((delta.text, delta.token_ids, [(t.logprob, t.top) for t in delta.tokens], delta.finish_reason))
+            if kill and index == 0 and number in (2, 6):
+                end_engine(engine)
+        return "".join(text for text, *_ in said), [each[1:] for each in said], generation.prompt_logprobs
+
+    with ThreadPoolExecutor(len(KINDS)) as pool:
+        return list(pool.map(run, range(len(KINDS))))
+
+
+def end_engine(engine: InferenceEngine) -> None:
+    host = engine.client._host
+    assert isinstance(host, EngineProcess)
+    os.kill(host.pid or 0, signal.SIGKILL)
+
+
+def test_both_give_the_same_answers(here: InferenceEngine, apart: InferenceEngine) -> None:
+    assert here.info == apart.info
+    assert answers(apart) == answers(here)
+
+
+def test_killed_engines_change_nothing(here: InferenceEngine, apart: InferenceEngine) -> None:
+    assert answers(apart, kill=True) == answers(here)
+    assert apart.client.num_restarts == 2
