@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from roseinfer.core import limits
+
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
-MAX_SCHEMA_DEPTH = 32  # subschemas within subschemas
-MAX_LARK_SYMBOLS = 5000  # a step of an ambiguous grammar costs up to their square
-MAX_GBNF_BYTES = 16 * 1024
-MAX_GBNF_RULES = 256  # converting costs up to their number times the bytes
+MAX_SCHEMA_DEPTH = limits.SCHEMA_DEPTH.most
+MAX_LARK_SYMBOLS = limits.LARK_SYMBOLS.most
+MAX_GBNF_BYTES = limits.GBNF_BYTES.most
+MAX_GBNF_RULES = limits.GBNF_RULES.most
+MAX_COMPILE_SECONDS = limits.GRAMMAR_SECONDS.most
 MAX_STEP_SECONDS = 0.1  # processor time of one mask; usual are 0.01 to 5 ms
 MAX_TRIAL_BYTES = 1 << 30
 NICENESS = 5  # of all that compiles: those who are being served come first

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
+from roseinfer.core import limits
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.core.messages import Grammar
+from roseinfer.core.limits import Cap
+from roseinfer.core.messages import Grammar, GrammarKind
 
-MAX_TEMPERATURE = 2.0
-MAX_PENALTY = 2.0
-MAX_REPETITION_PENALTY = 10.0
-MAX_LOGPROBS = 20
-MAX_STOP_TOKEN_IDS = 64
-MAX_LOGIT_BIAS = 100.0
-MAX_BIASED_TOKENS = 1024
-MAX_BAD_WORDS = 64  # a word may be spelled in two ways, with and without a space before it
-MAX_BAD_WORD_LEN = 64  # tokens
-MAX_PRIORITY = 1_000_000
-MAX_CACHE_SALT = 256  # characters
-MAX_GRAMMAR_BYTES = 64 * 1024
-MAX_REGEX_BYTES = 1024
-MAX_SEED = 2**63 - 1
+MAX_SEED = limits.SEED.most
+
+_NUMBERS = (
+    *(limits.MAX_TOKENS, limits.MIN_TOKENS, limits.TEMPERATURE, limits.TOP_K, limits.TOP_P, limits.MIN_P),
+    *(limits.PRESENCE_PENALTY, limits.FREQUENCY_PENALTY, limits.REPETITION_PENALTY, limits.PRIORITY),
+)
+_NUMBERS_OR_NONE = (limits.SEED, limits.LOGPROBS, limits.PROMPT_LOGPROBS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,90 +52,82 @@ class SamplingParams:
     cache_salt: str = ""  # only requests with the same one share cached prefixes
 
     def __post_init__(self) -> None:
-        check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
-        _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        check_int("top_k", self.top_k, 0, 2**31 - 1)
-        _check_float("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise InvalidRequestError("top_p must be greater than 0 and at most 1, got 0", "top_p")
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        if self.seed is not None:
-            check_int("seed", self.seed, 0, MAX_SEED)
-        _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
-        if self.logprobs is not None:
-            check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if self.prompt_logprobs is not None:
-            check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
-        check_int("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        for cap in _NUMBERS:
+            cap.check(getattr(self, cap.name))
+        for cap in _NUMBERS_OR_NONE:
+            if getattr(self, cap.name) is not None:
+                cap.check(getattr(self, cap.name))
         if self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be at most max_tokens, which is {self.max_tokens}, got {self.min_tokens}",
                 "min_tokens",
             )
-        _check_float("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
-        _check_float("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.01, MAX_REPETITION_PENALTY)
-        _check_count("logit_bias", self.logit_bias, MAX_BIASED_TOKENS)
-        for token_id, bias in self.logit_bias.items():
-            check_int("logit_bias", token_id, 0, 2**31 - 1)
-            _check_float("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequestError(f"ignore_eos must be true or false, got {self.ignore_eos!r:.80}", "ignore_eos")
+        _check_ids(self.stop_token_ids, limits.STOP_TOKEN_IDS)
+        _check_bias(self.logit_bias)
         if self.allowed_token_ids is not None:
-            if not self.allowed_token_ids:
-                raise InvalidRequestError(
-                    "allowed_token_ids must not be empty: there would be no token to choose", "allowed_token_ids"
-                )
-            _check_ids("allowed_token_ids", self.allowed_token_ids, 2**31 - 1)
-        _check_count("bad_words", self.bad_words_ids, 2 * MAX_BAD_WORDS)
-        for word in self.bad_words_ids:
-            _check_ids("bad_words", word, MAX_BAD_WORD_LEN)
+            _check_allowed(self.allowed_token_ids)
+        _check_words(self.bad_words_ids)
         if self.grammar is not None:
             _check_grammar(self.grammar)
-        check_int("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_CACHE_SALT:
-            raise InvalidRequestError(
-                f"cache_salt must be a string of at most {MAX_CACHE_SALT} characters", "cache_salt"
-            )
+        limits.CACHE_SALT_CHARS.check_count(len(check_text(self.cache_salt, "cache_salt")))
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
 
-def check_int(name: str, value: object, low: int, high: int) -> None:
-    """Raises `InvalidRequestError` naming the field unless `value` is an integer from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"{name} must be an integer, got {_shown(value)}", name)
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {_shown(value)}", name)
+def check_text(text: object, name: str) -> str:
+    """`text` itself. Raises InvalidRequestError unless it is a string and without lone surrogates."""
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"{name} must be a string, got {limits.shown(text)}", name)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"{name} has a lone surrogate at character {error.start}", name) from None
+    return text
 
 
-def _check_float(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(f"{name} must be a number, got {_shown(value)}", name)
-    if not low <= value <= high:  # false for a NaN too
-        raise InvalidRequestError(f"{name} must be between {low} and {high}, got {_shown(value)}", name)
+def _check_ids(ids: Collection[int], cap: Cap[int]) -> None:
+    if not isinstance(ids, list | tuple):
+        raise InvalidRequestError(f"{cap.name} must be a list of token ids, got {limits.shown(ids)}", cap.name)
+    cap.check_count(len(ids))
+    if not set(map(type, ids)) <= {int} or min(ids, default=0) < 0 or max(ids, default=0) > limits.TOKEN_ID.most:
+        for token_id in ids:
+            limits.TOKEN_ID.check(token_id, cap.name)
 
 
-def _check_count(name: str, values: Collection[object], most: int) -> None:
-    if len(values) > most:
-        raise InvalidRequestError(f"{name} takes at most {most} entries, got {len(values)}", name)
+def _check_bias(bias: Mapping[int, float]) -> None:
+    if not isinstance(bias, Mapping):
+        raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {limits.shown(bias)}", "logit_bias")
+    limits.BIASED_TOKENS.check_count(len(bias))
+    for token_id, value in bias.items():
+        limits.TOKEN_ID.check(token_id, "logit_bias")
+        limits.LOGIT_BIAS.check(value)
 
 
-def _check_ids(name: str, ids: Collection[int], most: int) -> None:
-    _check_count(name, ids, most)
-    for token_id in ids:
-        check_int(name, token_id, 0, 2**31 - 1)
+def _check_allowed(ids: Collection[int]) -> None:
+    _check_ids(ids, limits.ALLOWED_TOKEN_IDS)
+    if not ids:
+        raise InvalidRequestError(
+            "allowed_token_ids must not be empty: there would be no token to choose", "allowed_token_ids"
+        )
+
+
+def _check_words(words: Collection[Collection[int]]) -> None:
+    if not isinstance(words, list | tuple):
+        raise InvalidRequestError(f"bad_words must be a list of words, got {limits.shown(words)}", "bad_words")
+    limits.BAD_WORD_SPELLINGS.check_count(len(words))
+    for word in words:
+        _check_ids(word, limits.BAD_WORD_TOKENS)
 
 
 def _check_grammar(grammar: Grammar) -> None:
-    most = MAX_REGEX_BYTES if grammar.kind == "regex" else MAX_GRAMMAR_BYTES
-    num_bytes = len(grammar.text.encode("utf-8", "replace"))
-    if num_bytes > most:
-        raise InvalidRequestError(f"the {grammar.kind} must be at most {most} bytes, got {num_bytes}", "grammar")
-
-
-def _shown(value: object) -> str:
-    """For messages: an integer of thousands of digits is neither printed nor converted, which Python would refuse."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    return f"{value!r:.80}"
+    if not isinstance(grammar, Grammar) or grammar.kind not in get_args(GrammarKind):
+        raise InvalidRequestError(f"grammar must be one of {', '.join(get_args(GrammarKind))}", "grammar")
+    num_bytes = len(check_text(grammar.text, "grammar").encode())
+    cap = limits.REGEX_BYTES if grammar.kind == "regex" else limits.GRAMMAR_BYTES
+    if num_bytes > cap.most:
+        raise InvalidRequestError(f"the {grammar.kind} must be at most {cap.most} bytes, got {num_bytes}", "grammar")

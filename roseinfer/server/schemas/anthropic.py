@@ -8,12 +8,22 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from roseinfer.server.schemas.base import MAX_INT32, MAX_NAME_CHARS, Items, NotSupported, ReplyBody, RequestBody
-from roseinfer.server.schemas.sampling import MAX_STOPS, StopString, kind_of
-from roseinfer.server.schemas.tools import FUNCTION_NAME, MAX_TOOLS
+from roseinfer.core import limits
+from roseinfer.server.schemas.base import (
+    MAX_NAME_CHARS,
+    AnswerTokens,
+    Items,
+    NotSupported,
+    ReplyBody,
+    RequestBody,
+    TopK,
+    TopP,
+    counted,
+    within,
+)
+from roseinfer.server.schemas.sampling import StopStrings, kind_of
+from roseinfer.server.schemas.tools import FUNCTION_NAME, FunctionNameText
 from roseinfer.server.schemas.usage import Timings
-
-MIN_THINKING_BUDGET = 1024  # Anthropic's
 
 
 class Cached(RequestBody):
@@ -44,7 +54,7 @@ class RedactedThinkingBlock(RequestBody):
 class ToolUseBlock(Cached):
     type: Literal["tool_use"]
     id: str
-    name: str = Field(min_length=1, max_length=64)
+    name: FunctionNameText
     input: dict[str, Any]
     caller: dict[str, Any] | None = Field(None, description="means nothing here")
 
@@ -156,6 +166,9 @@ class Tool(Cached):
     input_examples: NotSupported = Field(None, description="not supported")
 
 
+OwnTool: TypeAlias = Annotated[Tool, BeforeValidator(_own_tools_only)]
+
+
 class PlainToolChoice(RequestBody):
     type: Literal["auto", "any", "none"]
     disable_parallel_tool_use: bool | None = Field(None, description="not more than one call in an answer")
@@ -179,8 +192,8 @@ ToolChoice: TypeAlias = Annotated[
 
 class ThinkingEnabled(RequestBody):
     type: Literal["enabled"]
-    budget_tokens: int = Field(
-        ge=MIN_THINKING_BUDGET, le=MAX_INT32, description="no bound of its own here: max_tokens counts thinking, too"
+    budget_tokens: Annotated[int, within(limits.THINKING_TOKENS)] = Field(
+        description="no bound of its own here: max_tokens counts thinking, too"
     )
     display: Literal["summarized"] | None = Field(None, description="thinking is shown as it is")
 
@@ -222,8 +235,8 @@ class CountTokensRequest(Cached):
         min_length=1, description="turns of one role are joined; a last one of the assistant is gone on with"
     )
     system: Text | None = Field(None, description="what the model is told beforehand")
-    tools: Items[Annotated[Tool, BeforeValidator(_own_tools_only)]] | None = Field(
-        None, max_length=MAX_TOOLS, description="functions the model may call"
+    tools: Annotated[Items[OwnTool], counted(limits.TOOLS)] | None = Field(
+        None, description="functions the model may call"
     )
     tool_choice: ToolChoice | None = Field(None, description="default auto where there are tools")
     thinking: Thinking | None = Field(None, description="for models whose chat template knows it")
@@ -246,17 +259,15 @@ class Metadata(RequestBody):
 
 
 class MessagesRequest(CountTokensRequest):
-    max_tokens: int = Field(ge=1, le=MAX_INT32, description="the answer is not longer")
+    max_tokens: AnswerTokens = Field(description="the answer is not longer")
     metadata: Metadata | None = None
-    stop_sequences: Items[StopString] | None = Field(
-        None, max_length=MAX_STOPS, description="strings that end the answer and are no part of it"
-    )
+    stop_sequences: StopStrings | None = Field(None, description="strings that end the answer and are no part of it")
     stream: bool | None = Field(None, description="server-sent events, as the answer is generated")
-    temperature: float | None = Field(None, ge=0, le=1, description="0 = greedy; default 1")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="sample from the likeliest tokens of this mass; default 1"
+    temperature: Annotated[float, within(limits.MESSAGES_TEMPERATURE)] | None = Field(
+        None, description="0 = greedy; default 1"
     )
-    top_k: int | None = Field(None, ge=0, le=MAX_INT32, description="sample from this many likeliest tokens; 0 = all")
+    top_p: TopP | None = Field(None, description="sample from the likeliest tokens of this mass; default 1")
+    top_k: TopK | None = Field(None, description="sample from this many likeliest tokens; 0 = all")
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="there is only one")
     container: NotSupported = Field(None, description="not supported")
     diagnostics: NotSupported = Field(None, description="not supported")

@@ -7,16 +7,35 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-MAX_INT32 = 2**31 - 1
-MAX_IDS = 2**18  # token ids in one list
-MAX_ITEMS = 4096  # in any other list
+from roseinfer.core import limits
+from roseinfer.core.limits import Cap
+
 MAX_WARNINGS = 16
 MAX_NAME_CHARS = 64
 
 T = TypeVar("T")
 
+
+def within(cap: Cap[int] | Cap[float]) -> Any:
+    """Annotates a number: what it may be."""
+    return Field(gt=cap.least, le=cap.most) if cap.is_open else Field(ge=cap.least, le=cap.most)
+
+
+def counted(cap: Cap[int], *, fail_fast: bool | None = None) -> Any:
+    """Annotates a string, a list or an object: how long it may be."""
+    return Field(min_length=cap.least or None, max_length=cap.most, fail_fast=fail_fast)
+
+
 # Of a list that is wrong throughout only the first error is told: there could be millions.
-Items: TypeAlias = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Items: TypeAlias = Annotated[list[T], counted(limits.OTHER_LIST_ITEMS, fail_fast=True)]
+TokenId: TypeAlias = Annotated[int, within(limits.TOKEN_ID)]
+
+MaxTokens: TypeAlias = Annotated[int, within(limits.MAX_TOKENS)]
+AnswerTokens: TypeAlias = Annotated[int, within(limits.ANSWER_TOKENS)]
+Temperature: TypeAlias = Annotated[float, within(limits.TEMPERATURE)]
+TopP: TypeAlias = Annotated[float, within(limits.TOP_P)]
+TopK: TypeAlias = Annotated[int, within(limits.TOP_K)]
+NumLogprobs: TypeAlias = Annotated[int, within(limits.LOGPROBS)]
 
 
 class RequestBody(BaseModel):

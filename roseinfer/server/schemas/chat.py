@@ -7,23 +7,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from roseinfer.core import limits
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.core.sampling_params import MAX_LOGPROBS
-from roseinfer.server.schemas.base import MAX_INT32, Items, NotSupported, ReplyBody, RequestBody
+from roseinfer.server.schemas.base import (
+    AnswerTokens,
+    Items,
+    MaxTokens,
+    NotSupported,
+    NumLogprobs,
+    ReplyBody,
+    RequestBody,
+    counted,
+)
 from roseinfer.server.schemas.messages import Messages
 from roseinfer.server.schemas.response_format import ResponseFormat
 from roseinfer.server.schemas.sampling import SamplingFields
-from roseinfer.server.schemas.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from roseinfer.server.schemas.tools import FunctionTool, ToolChoice
 from roseinfer.server.schemas.usage import AnswerReply, PromptLogprob
-
-MAX_METADATA = 16
 
 
 class TemplateFields(RequestBody):
     """What becomes a prompt."""
 
     messages: Messages = Field(description="what was said so far")
-    tools: Items[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, description="functions the model may call")
+    tools: Annotated[Items[FunctionTool], counted(limits.TOOLS)] | None = Field(
+        None, description="functions the model may call"
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="more variables for the chat template")
     add_generation_prompt: bool | None = Field(
         None, description="end the prompt where the assistant begins; default true"
@@ -41,13 +50,11 @@ class TemplateFields(RequestBody):
 
 
 class ChatRequest(TemplateFields, SamplingFields):
-    max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_INT32, description="default: as many as fit behind the prompt"
-    )
-    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32, description="the same by its old name")
+    max_completion_tokens: AnswerTokens | None = Field(None, description="default: as many as fit behind the prompt")
+    max_tokens: MaxTokens | None = Field(None, description="the same by its old name")
     logprobs: bool | None = Field(None, description="logprobs of the tokens")
-    top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="and of so many likeliest ones at each place; only with logprobs"
+    top_logprobs: NumLogprobs | None = Field(
+        None, description="and of so many likeliest ones at each place; only with logprobs"
     )
     response_format: ResponseFormat | None = Field(None, description="what the answer must look like")
     tool_choice: ToolChoice | None = Field(None, description="default auto where there are tools")
@@ -57,9 +64,7 @@ class ChatRequest(TemplateFields, SamplingFields):
     )
     echo: Literal[False] | None = Field(None, description="not supported in chats")
 
-    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] | None = Field(
-        None, description="means nothing here"
-    )
+    metadata: Annotated[dict[str, str], counted(limits.METADATA)] | None = Field(None, description="means nothing here")
     modalities: Items[Literal["text"]] | None = Field(None, description="the model writes text")
     prompt_cache_key: str | None = Field(None, description="means nothing here: equal prefixes are found by themselves")
     prompt_cache_retention: str | None = Field(None, description="means nothing here")

@@ -7,16 +7,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
+from roseinfer.core import limits
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.core.sampling_params import MAX_LOGPROBS
-from roseinfer.server.schemas.base import MAX_IDS, MAX_INT32, NotSupported, ReplyBody
+from roseinfer.server.schemas.base import MaxTokens, NotSupported, NumLogprobs, ReplyBody, TokenId, counted, within
 from roseinfer.server.schemas.response_format import ResponseFormat
-from roseinfer.server.schemas.sampling import SamplingFields, TokenId
+from roseinfer.server.schemas.sampling import SamplingFields
 from roseinfer.server.schemas.usage import AnswerReply, PromptLogprob
 
-MAX_PROMPTS = 256
-
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+Ids: TypeAlias = Annotated[list[TokenId], counted(limits.PROMPT_IDS, fail_fast=True)]
 
 
 def _prompt_kind(value: Any) -> str | None:
@@ -28,9 +26,9 @@ def _prompt_kind(value: Any) -> str | None:
 
 Prompt: TypeAlias = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
+    | Annotated[list[str], counted(limits.PROMPTS, fail_fast=True), Tag("texts")]
     | Annotated[Ids, Tag("ids")]
-    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("id lists")],
+    | Annotated[list[Ids], counted(limits.PROMPTS, fail_fast=True), Tag("id lists")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",
@@ -41,12 +39,12 @@ Prompt: TypeAlias = Annotated[
 
 class CompletionRequest(SamplingFields):
     prompt: Prompt = Field(description="text or token ids to continue, or several of them")
-    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32, description="default 16; 0 only scores the prompt")
-    logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="logprobs of the tokens, and of so many likeliest ones at each place"
+    max_tokens: MaxTokens | None = Field(None, description="default 16; 0 only scores the prompt")
+    logprobs: NumLogprobs | None = Field(
+        None, description="logprobs of the tokens, and of so many likeliest ones at each place"
     )
     echo: bool | None = Field(None, description="the text begins with the prompt")
-    best_of: int | None = Field(None, ge=1, description="the same as n, or left out")
+    best_of: Annotated[int, within(limits.CHOICES)] | None = Field(None, description="the same as n, or left out")
     response_format: ResponseFormat | None = Field(None, description="what the answer must look like")
     suffix: NotSupported = Field(None, description="not supported: text behind the answer")
     prompt_embeds: NotSupported = Field(None, description="not supported")

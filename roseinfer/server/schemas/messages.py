@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from roseinfer.server.schemas.base import Items, NotSupported, RequestBody
 from roseinfer.server.schemas.sampling import kind_of
+from roseinfer.server.schemas.tools import FunctionNameText
 
 
 class TextPart(RequestBody):
@@ -37,7 +38,7 @@ Content = Annotated[
 
 
 class CalledFunction(RequestBody):
-    name: str = Field(min_length=1, max_length=64, description="the function that was called")
+    name: FunctionNameText = Field(description="the function that was called")
     arguments: str = Field(description="JSON, as the model wrote it")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field
 
 from roseinfer.server.schemas.base import RequestBody
+from roseinfer.server.schemas.tools import FUNCTION_NAME
 
 
 class TextFormat(RequestBody):
@@ -18,7 +19,7 @@ class JsonObjectFormat(RequestBody):
 
 
 class JsonSchema(RequestBody):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="what the schema is called")
+    name: str = Field(pattern=FUNCTION_NAME, description="what the schema is called")
     description: str | None = Field(None, description="what the answer is for")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="left out = any JSON object")
     strict: bool | None = Field(None, description="the answer satisfies the schema, whatever stands here")

@@ -8,15 +8,23 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from roseinfer.core.sampling_params import MAX_LOGPROBS, MAX_TEMPERATURE
-from roseinfer.server.schemas.base import MAX_INT32, MAX_NAME_CHARS, Items, NotSupported, ReplyBody, RequestBody
-from roseinfer.server.schemas.chat import MAX_METADATA
+from roseinfer.core import limits
+from roseinfer.server.schemas.base import (
+    MAX_NAME_CHARS,
+    AnswerTokens,
+    Items,
+    NotSupported,
+    NumLogprobs,
+    ReplyBody,
+    RequestBody,
+    Temperature,
+    TopP,
+    counted,
+    within,
+)
 from roseinfer.server.schemas.sampling import kind_of
-from roseinfer.server.schemas.tools import FUNCTION_NAME, MAX_TOOLS
+from roseinfer.server.schemas.tools import FUNCTION_NAME, FunctionNameText
 from roseinfer.server.schemas.usage import Timings
-
-MAX_METADATA_KEY_CHARS = 64
-MAX_METADATA_CHARS = 512
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
@@ -75,7 +83,7 @@ class MessageItem(RequestBody):
 class FunctionCallItem(RequestBody):
     type: Literal["function_call"]
     call_id: str
-    name: str = Field(min_length=1, max_length=64)
+    name: FunctionNameText
     arguments: str = Field(description="JSON, as the model wrote it")
     id: str | None = None
     status: Status | None = None
@@ -160,6 +168,9 @@ class FunctionTool(RequestBody):
     output_schema: dict[str, Any] | None = Field(None, description="means nothing here")
 
 
+OwnTool: TypeAlias = Annotated[FunctionTool, BeforeValidator(_functions_only)]
+
+
 class FunctionName(RequestBody):
     type: Literal["function"]
     name: str = Field(pattern=FUNCTION_NAME)
@@ -168,7 +179,7 @@ class FunctionName(RequestBody):
 class AllowedTools(RequestBody):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Items[FunctionName] = Field(min_length=1, max_length=MAX_TOOLS)
+    tools: Annotated[Items[FunctionName], counted(limits.TOOLS)] = Field(min_length=1)
 
 
 def _choice_kind(value: Any) -> str | None:
@@ -230,10 +241,8 @@ class ResponseStreamOptions(RequestBody):
 
 
 Metadata: TypeAlias = Annotated[
-    dict[
-        Annotated[str, Field(max_length=MAX_METADATA_KEY_CHARS)], Annotated[str, Field(max_length=MAX_METADATA_CHARS)]
-    ],
-    Field(max_length=MAX_METADATA),
+    dict[Annotated[str, counted(limits.METADATA_KEY_CHARS)], Annotated[str, counted(limits.METADATA_CHARS)]],
+    counted(limits.METADATA),
 ]
 
 
@@ -243,21 +252,15 @@ class ResponseRequest(RequestBody):
     model: str | None = Field(None, description="the name in /v1/models; may be left out")
     input: Input = Field(description="a text, or what was said so far")
     instructions: str | None = Field(None, description="what the model is told beforehand")
-    max_output_tokens: int | None = Field(
-        None, ge=1, le=MAX_INT32, description="default: as many as fit behind the prompt"
-    )
-    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 = greedy; default 1")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="sample from the likeliest tokens of this mass; default 1"
-    )
-    top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="so many likeliest tokens at each place; see include"
-    )
+    max_output_tokens: AnswerTokens | None = Field(None, description="default: as many as fit behind the prompt")
+    temperature: Temperature | None = Field(None, description="0 = greedy; default 1")
+    top_p: TopP | None = Field(None, description="sample from the likeliest tokens of this mass; default 1")
+    top_logprobs: NumLogprobs | None = Field(None, description="so many likeliest tokens at each place; see include")
     include: Items[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
         None, description="more that the reply is to hold: the logprobs of its text; reasoning is never encrypted"
     )
-    tools: Items[Annotated[FunctionTool, BeforeValidator(_functions_only)]] | None = Field(
-        None, max_length=MAX_TOOLS, description="functions the model may call"
+    tools: Annotated[Items[OwnTool], counted(limits.TOOLS)] | None = Field(
+        None, description="functions the model may call"
     )
     tool_choice: ToolChoice | None = Field(None, description="default auto where there are tools")
     parallel_tool_calls: bool | None = Field(None, description="more than one call in an answer; default true")
@@ -269,7 +272,9 @@ class ResponseRequest(RequestBody):
     user: str | None = Field(None, description="comes back with the reply")
 
     background: Literal[False] | None = Field(None, description="not supported")
-    max_tool_calls: int | None = Field(None, ge=1, description="means nothing here: the server runs no tools")
+    max_tool_calls: Annotated[int, within(limits.TOOL_CALLS)] | None = Field(
+        None, description="means nothing here: the server runs no tools"
+    )
     prompt_cache_key: str | None = Field(None, description="means nothing here: equal prefixes are found by themselves")
     prompt_cache_retention: str | None = Field(None, description="means nothing here")
     safety_identifier: str | None = Field(None, description="means nothing here")

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from roseinfer.core.sampling_params import (
-    MAX_BAD_WORDS,
-    MAX_BIASED_TOKENS,
-    MAX_CACHE_SALT,
-    MAX_LOGIT_BIAS,
-    MAX_LOGPROBS,
-    MAX_PENALTY,
-    MAX_PRIORITY,
-    MAX_REPETITION_PENALTY,
-    MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
+from roseinfer.core import limits
+from roseinfer.server.schemas.base import (
+    Items,
+    NotSupported,
+    RequestBody,
+    Temperature,
+    TokenId,
+    TopP,
+    counted,
+    within,
 )
-from roseinfer.server.schemas.base import MAX_IDS, MAX_INT32, Items, NotSupported, RequestBody
 
-MAX_CHOICES = 16
-MAX_STOPS = 4
-MAX_STOP_CHARS = 256
-MAX_BAD_WORD_CHARS = 256
-MAX_GRAMMAR_CHOICES = 1024
-
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
-Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+StopString: TypeAlias = Annotated[str, counted(limits.STOP_CHARS)]
+BadWord: TypeAlias = Annotated[str, counted(limits.BAD_WORD_CHARS)]
+StopStrings: TypeAlias = Annotated[list[StopString], counted(limits.STOP_STRINGS, fail_fast=True)]
+TokenIdText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias: TypeAlias = Annotated[
+    dict[TokenIdText, Annotated[float, within(limits.LOGIT_BIAS)]], counted(limits.BIASED_TOKENS)
+]
 
 
 def kind_of(value: Any) -> str | None:
@@ -40,7 +35,7 @@ def kind_of(value: Any) -> str | None:
 
 
 Stop = Annotated[
-    Annotated[StopString, Tag("string")] | Annotated[Items[StopString], Field(max_length=MAX_STOPS), Tag("list")],
+    Annotated[StopString, Tag("string")] | Annotated[StopStrings, Tag("list")],
     Discriminator(kind_of, custom_error_type="stop_type", custom_error_message="must be a string or a list of strings"),
 ]
 
@@ -50,8 +45,8 @@ class StructuredOutputs(RequestBody):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema, or the text of one")
     regex: str | None = Field(None, min_length=1, description="a regular expression that the whole answer matches")
-    choice: Items[str] | None = Field(
-        None, min_length=1, max_length=MAX_GRAMMAR_CHOICES, description="the answer is one of these"
+    choice: Annotated[Items[str], counted(limits.GRAMMAR_CHOICES)] | None = Field(
+        None, description="the answer is one of these"
     )
     grammar: str | None = Field(None, min_length=1, description="a grammar in Lark's or GBNF syntax")
     json_object: bool | None = Field(None, description="the answer is any JSON object")
@@ -76,33 +71,34 @@ class SamplingFields(RequestBody):
     """null means "not given" everywhere."""
 
     model: str | None = Field(None, description="the name in /v1/models; may be left out")
-    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 = greedy; default 1")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="sample from the likeliest tokens of this mass; default 1"
+    temperature: Temperature | None = Field(None, description="0 = greedy; default 1")
+    top_p: TopP | None = Field(None, description="sample from the likeliest tokens of this mass; default 1")
+    top_k: Annotated[int, within(limits.OPEN_TOP_K)] | None = Field(
+        None, description="sample from this many likeliest tokens; 0 and -1 = all, the default"
     )
-    top_k: int | None = Field(
-        None, ge=-1, le=MAX_INT32, description="sample from this many likeliest tokens; 0 and -1 = all, the default"
+    min_p: Annotated[float, within(limits.MIN_P)] | None = Field(
+        None, description="least probability relative to the likeliest token's"
     )
-    min_p: float | None = Field(None, ge=0, le=1, description="least probability relative to the likeliest token's")
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="choices per prompt; default 1")
+    n: Annotated[int, within(limits.CHOICES)] | None = Field(None, description="choices per prompt; default 1")
     stop: Stop | None = Field(None, description="strings that end the answer and are no part of it")
-    seed: Seed | None = Field(None, description="equal seeds give equal answers; the sign bit does not count")
-    presence_penalty: float | None = Field(
-        None, ge=-MAX_PENALTY, le=MAX_PENALTY, description="taken from the logits of tokens that the answer holds"
+    seed: Annotated[int, within(limits.SIGNED_SEED)] | None = Field(
+        None, description="equal seeds give equal answers; the sign bit does not count"
     )
-    frequency_penalty: float | None = Field(
-        None, ge=-MAX_PENALTY, le=MAX_PENALTY, description="the same, as often as the answer holds them"
+    presence_penalty: Annotated[float, within(limits.PRESENCE_PENALTY)] | None = Field(
+        None, description="taken from the logits of tokens that the answer holds"
     )
-    repetition_penalty: float | None = Field(
-        None, ge=0.01, le=MAX_REPETITION_PENALTY, description="divides logits of tokens in prompt and answer"
+    frequency_penalty: Annotated[float, within(limits.FREQUENCY_PENALTY)] | None = Field(
+        None, description="the same, as often as the answer holds them"
     )
-    logit_bias: (
-        Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Bias], Field(max_length=MAX_BIASED_TOKENS)]
-        | None
-    ) = Field(None, description="added to the logits of tokens, by id")
-    min_tokens: int | None = Field(None, ge=0, le=MAX_INT32, description="the answer does not end before")
-    stop_token_ids: Items[TokenId] | None = Field(
-        None, max_length=MAX_STOP_TOKEN_IDS, description="tokens that end the answer beside the model's own"
+    repetition_penalty: Annotated[float, within(limits.REPETITION_PENALTY)] | None = Field(
+        None, description="divides logits of tokens in prompt and answer"
+    )
+    logit_bias: Bias | None = Field(None, description="added to the logits of tokens, by id")
+    min_tokens: Annotated[int, within(limits.MIN_TOKENS)] | None = Field(
+        None, description="the answer does not end before"
+    )
+    stop_token_ids: Annotated[list[TokenId], counted(limits.STOP_TOKEN_IDS, fail_fast=True)] | None = Field(
+        None, description="tokens that end the answer beside the model's own"
     )
     ignore_eos: bool | None = Field(None, description="go on behind the model's end-of-text token")
     include_stop_str_in_output: bool | None = Field(None, description="the stop string is part of the text")
@@ -110,21 +106,21 @@ class SamplingFields(RequestBody):
     add_special_tokens: bool | None = Field(
         None, description="begin the prompt as the model's tokenizer does; default true, for chats false"
     )
-    bad_words: Items[Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARS)]] | None = Field(
-        None, max_length=MAX_BAD_WORDS, description="words that the answer must not hold"
+    bad_words: Annotated[list[BadWord], counted(limits.BAD_WORDS, fail_fast=True)] | None = Field(
+        None, description="words that the answer must not hold"
     )
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)] | None = Field(
+    allowed_token_ids: Annotated[list[TokenId], counted(limits.ALLOWED_TOKEN_IDS, fail_fast=True)] | None = Field(
         None, description="the only tokens to choose from"
     )
-    prompt_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="logprobs of the prompt's tokens, and of so many likelier ones"
+    prompt_logprobs: Annotated[int, within(limits.PROMPT_LOGPROBS)] | None = Field(
+        None, description="logprobs of the prompt's tokens, and of so many likelier ones"
     )
     return_token_ids: bool | None = Field(None, description="ids beside the text")
-    priority: int | None = Field(
-        None, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="lower ones are served first; default 0"
+    priority: Annotated[int, within(limits.PRIORITY)] | None = Field(
+        None, description="lower ones are served first; default 0"
     )
-    cache_salt: str | None = Field(
-        None, min_length=1, max_length=MAX_CACHE_SALT, description="only requests with the same share cached prefixes"
+    cache_salt: Annotated[str, counted(limits.CACHE_SALT_CHARS)] | None = Field(
+        None, description="only requests with the same share cached prefixes"
     )
     structured_outputs: StructuredOutputs | None = Field(None, description="what the answer must look like")
     stream: bool | None = Field(None, description="server-sent events, as the answer is generated")

@@ -7,18 +7,16 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from roseinfer.core import limits
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.server.schemas.base import MAX_IDS, ReplyBody, RequestBody
+from roseinfer.server.schemas.base import ReplyBody, RequestBody, TokenId, counted
 from roseinfer.server.schemas.chat import TemplateFields
 from roseinfer.server.schemas.messages import Messages
-from roseinfer.server.schemas.sampling import TokenId
-
-MAX_TEXT = 2**20  # characters
 
 
 class TokenizeRequest(TemplateFields):
     model: str | None = Field(None, description="the name in /v1/models; may be left out")
-    prompt: str | None = Field(None, max_length=MAX_TEXT, description="text; this or messages")
+    prompt: Annotated[str, counted(limits.TOKENIZED_CHARS)] | None = Field(None, description="text; this or messages")
     messages: Messages | None = Field(None, description="a chat; this or prompt")  # type: ignore[assignment]
     add_special_tokens: bool | None = Field(
         None, description="begin as the model's tokenizer does; default true, for messages false"
@@ -42,7 +40,7 @@ class TokenizeReply(ReplyBody):
 
 class DetokenizeRequest(RequestBody):
     model: str | None = Field(None, description="the name in /v1/models; may be left out")
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)] = Field(
+    tokens: Annotated[list[TokenId], counted(limits.DETOKENIZED_IDS, fail_fast=True)] = Field(
         description="ids of the model's vocabulary"
     )
 

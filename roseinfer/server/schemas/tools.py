@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from roseinfer.server.schemas.base import RequestBody
+from roseinfer.core import limits
+from roseinfer.server.schemas.base import RequestBody, counted
 
-MAX_TOOLS = 128
-FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+FUNCTION_NAME = rf"^[A-Za-z0-9_-]{{1,{limits.FUNCTION_NAME_CHARS.most}}}$"
+# What a model has called may be anything.
+FunctionNameText: TypeAlias = Annotated[str, counted(limits.FUNCTION_NAME_CHARS)]
 
 
 class Function(RequestBody):
