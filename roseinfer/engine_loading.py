@@ -36,7 +36,11 @@ def load_here(config: Config, say: Say | None = None, num_tenants: int = 0) -> P
     with open_checkpoint(_find_model(config, say)) as checkpoint:
         tokenizer = _load_tokenizer(config, checkpoint, say)
         info: ModelInfo  # there before the first grammar is
-        grammars = GrammarCompiler(lambda: _token_table(tokenizer, info), max_pending=_max_pending(config))
+        grammars = GrammarCompiler(
+            lambda: _token_table(tokenizer, info),
+            max_pending=_max_pending(config),
+            max_seconds=config.grammar_timeout,
+        )
         with LoadingBar() if say else contextlib.nullcontext() as progress:
             engine, info = build_engine(
                 checkpoint,
@@ -117,6 +121,7 @@ def _load_command(config: Config, path: Path) -> LoadModel:
         kv_cache_memory=config.kv_cache_memory,
         prefix_cache=config.prefix_cache,
         max_pending_grammars=_max_pending(config),
+        grammar_seconds=config.grammar_timeout,
         log_level=logging.getLogger("roseinfer").getEffectiveLevel(),
     )
 

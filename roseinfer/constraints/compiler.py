@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from roseinfer.constraints.limits import NICENESS, WORKER_STACK_BYTES, parser_limits
+from roseinfer.constraints.limits import MAX_COMPILE_SECONDS, NICENESS, WORKER_STACK_BYTES, parser_limits
 from roseinfer.constraints.refusal import refusal_of
 from roseinfer.constraints.source import source_of
 from roseinfer.constraints.token_table import TokenTable
@@ -44,7 +44,7 @@ class GrammarCompiler:
         *,
         max_cached: int = 32,
         max_pending: int = 32,
-        max_seconds: float = 2.0,
+        max_seconds: float = MAX_COMPILE_SECONDS,
     ) -> None:
         self._read_tokens = read_tokens
         self._max_cached = max_cached

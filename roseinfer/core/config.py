@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from roseinfer.core.errors import ConfigError
-from roseinfer.core.sampling_params import MAX_SEED
+from roseinfer.core.limits import BODY_BYTES, GRAMMAR_SECONDS, SEED
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -176,7 +176,10 @@ class Config:
     )
     prefix_cache: bool = _setting(True, switch(), "engine", "Reuse the KV blocks of prompts that begin alike.")
     seed: int | None = _setting(
-        None, auto_or(integer(0, MAX_SEED)), "engine", "Seed of requests that name none. [default: a new one each time]"
+        None,
+        auto_or(integer(0, SEED.most)),
+        "engine",
+        "Seed of requests that name none. [default: a new one each time]",
     )
 
     host: str = _setting("127.0.0.1", text(), "server", "Address to listen on.")
@@ -193,6 +196,10 @@ class Config:
         auto_or(text()),
         "server",
         "Host names to answer to, with commas between; * = any. [default: local names on a loopback host, else any]",
+    )
+    max_body_size: int = _setting(BODY_BYTES.most, size(), "server", 'Largest body of a request: bytes or "8MiB".')
+    grammar_timeout: int = _setting(
+        int(GRAMMAR_SECONDS.most), integer(1, 60), "engine", "Seconds in which a grammar is compiled, or else refused."
     )
     request_timeout: int = _setting(
         0, integer(0, 7 * 86400), "server", "Seconds that a request may take, waiting included; 0 = any."

@@ -112,7 +112,9 @@ class EngineServer:
                 max_running=load.max_running,
                 kv_cache_memory=load.kv_cache_memory,
                 prefix_cache=load.prefix_cache,
-                grammars=GrammarCompiler(self._read_table, max_pending=load.max_pending_grammars),
+                grammars=GrammarCompiler(
+                    self._read_table, max_pending=load.max_pending_grammars, max_seconds=load.grammar_seconds
+                ),
                 progress=lambda num_loaded, num_bytes: self._send(Loading(num_loaded, num_bytes)),
                 progress_counter=self._counter,
                 wrap=self._wrap,

@@ -75,6 +75,9 @@ class Engine:
 
     def add(self, params: AddRequest) -> None:
         """Queues a request. A bad one becomes an output with an error; an id that is in the engine is left alone."""
+        if not isinstance(params.request_id, str):
+            logger.error("a request came without a name that its errors could be sent to")
+            return
         if params.request_id in self._scheduler or params.request_id in self._pending:
             logger.warning("request %s was added twice", params.request_id)
             return

@@ -45,6 +45,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load"):
     kv_cache_memory: int | None
     prefix_cache: bool
     max_pending_grammars: int
+    grammar_seconds: float
     log_level: int
 
 

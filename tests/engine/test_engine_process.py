@@ -47,6 +47,7 @@ def load(model: Path, max_running: int = 16) -> LoadModel:
         kv_cache_memory=None,
         prefix_cache=True,
         max_pending_grammars=8,
+        grammar_seconds=2.0,
         log_level=50,
     )
 
