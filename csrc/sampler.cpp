@@ -220,11 +220,11 @@ const float* edit(const Kernels& kernels, const float* logits, int64_t n, const 
   return x;
 }
 
-// Whether a token can be chosen from the row; the highest logit.
+// Whether the row holds neither a NaN nor a +inf; the highest logit.
 bool find_highest(const Kernels& kernels, const float* logits, int64_t n, float* highest) {
   bool is_sound;
   *highest = kernels.row_max(logits, n, &is_sound);
-  return is_sound && *highest > NEG_INF;
+  return is_sound;
 }
 
 }  // namespace
@@ -233,12 +233,16 @@ Sample sample_row(const Kernels& kernels, const float* logits, int64_t vocab_siz
                   const RowEdits* edits, SamplerScratch& scratch) {
   Sample sample;
   float highest, highest_edited;
-  if (!find_highest(kernels, logits, vocab_size, &highest)) return sample;
+  if (!find_highest(kernels, logits, vocab_size, &highest) || highest == NEG_INF) return sample;
   if (!edits) {
     sample.token_id = choose(kernels, logits, vocab_size, highest, params, scratch);
   } else {
     const float* edited = edit(kernels, logits, vocab_size, *edits, scratch);
     if (!find_highest(kernels, edited, vocab_size, &highest_edited)) return sample;
+    if (highest_edited == NEG_INF) {
+      sample.token_id = ALL_FORBIDDEN;
+      return sample;
+    }
     sample.token_id = choose(kernels, edited, vocab_size, highest_edited, params, scratch);
   }
   if (params.num_logprobs >= 0)
@@ -250,7 +254,7 @@ Sample score_row(const Kernels& kernels, const float* logits, int64_t vocab_size
                  SamplerScratch& scratch) {
   Sample sample;
   float highest;
-  if (!find_highest(kernels, logits, vocab_size, &highest)) return sample;
+  if (!find_highest(kernels, logits, vocab_size, &highest) || highest == NEG_INF) return sample;
   sample.token_id = token_id;
   add_logprobs(kernels, logits, vocab_size, highest, num_logprobs, scratch, sample);
   return sample;

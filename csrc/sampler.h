@@ -33,8 +33,11 @@ struct RowEdits {
   int64_t mask_tokens;   // those that it covers; the others are forbidden
 };
 
+constexpr int32_t NO_TOKEN = -1;       // the row, raw or edited, holds a NaN or +inf, or its raw form nothing but -inf
+constexpr int32_t ALL_FORBIDDEN = -2;  // the row is sound, and its edits leave nothing but -inf
+
 struct Sample {
-  int32_t token_id = -1;  // -1: the row, raw or edited, holds a NaN or +inf, or nothing but -inf
+  int32_t token_id = NO_TOKEN;
   float logprob = std::numeric_limits<float>::quiet_NaN();
   std::vector<int32_t> top_ids;
   std::vector<float> top_logprobs;

@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from roseinfer.backends.sampling import edit_logits, is_sound
+from roseinfer.backends.sampling import edit_logits, is_forbidden, is_sound
 from roseinfer.core.batch import (
+    ALL_FORBIDDEN,
+    NO_TOKEN,
     Float32Array,
     ForwardInputs,
     Int32Array,
@@ -144,17 +146,23 @@ class FakeProgram:
         logits = self._logits[row]
         if edits is not None and index in edits.rows:
             logits = edit_logits(logits, edits, int(np.flatnonzero(edits.rows == index)[0]))
-        token_id = self._choose(logits.astype(np.float64), inputs, index) if is_sound(logits) else -1
+        if not is_sound(logits):
+            return self._nothing(is_forbidden(logits) and is_sound(self._logits[row]))
+        token_id = self._choose(logits.astype(np.float64), inputs, index)
         return self._with_logprobs(row, token_id, int(inputs.num_logprobs[index]))
+
+    @staticmethod
+    def _nothing(is_forbidden: bool) -> Choice:
+        token_id = ALL_FORBIDDEN if is_forbidden else NO_TOKEN
+        return token_id, np.nan, np.empty(0, np.int32), np.empty(0, np.float32)
 
     def _with_logprobs(self, row: int, token_id: int, count: int) -> Choice:
         """Of the raw logits; `count` is -1 where none are wanted."""
         logits = self._logits[row].astype(np.float64)
-        nothing = np.empty(0, np.int32), np.empty(0, np.float32)
-        if token_id < 0 or not is_sound(self._logits[row]):
-            return -1, np.nan, *nothing
+        if not is_sound(self._logits[row]):
+            return self._nothing(is_forbidden=False)
         if count < 0:
-            return token_id, np.nan, *nothing
+            return token_id, np.nan, np.empty(0, np.int32), np.empty(0, np.float32)
         logprobs = (logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())).astype(np.float32)
         top = np.argsort(-logits, kind="stable")[:count]
         return token_id, float(logprobs[token_id]), top.astype(np.int32), logprobs[top]

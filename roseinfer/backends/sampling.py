@@ -3,7 +3,7 @@ other.
 
 Per row, in this order:
 1. A NaN, a +inf or nothing but -inf among the logits: token id -1.
-2. `LogitEdits`, if the row has any; then 1. once more.
+2. `LogitEdits`, if the row has any. A NaN or a +inf by now: token id -1; nothing but -inf: -2.
 3. temperature 0: the highest logit, the lowest id on a tie.
 4. x = logits / temperature in float32. Should the highest x overflow, the row is greedy.
 5. Candidates by x descending, lower ids first on ties, with weight w = exp(x - max x) in float64.
@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roseinfer.core.batch import (
+    ALL_FORBIDDEN,
+    NO_TOKEN,
     Float32Array,
     Int32Array,
     LogitEdits,
@@ -31,8 +33,6 @@ from roseinfer.core.batch import (
 
 Float64Array = npt.NDArray[np.float64]
 
-NO_TOKEN = -1
-
 
 def sample(logits: Float32Array, inputs: SamplingInputs) -> SampleOutput:
     """Samples the rows of logits [L, vocab] that `inputs` names."""
@@ -43,8 +43,9 @@ def sample(logits: Float32Array, inputs: SamplingInputs) -> SampleOutput:
         raw = logits[row]
         if not is_sound(raw):
             continue
+        edited = edit_logits(raw, edits, edit_of[i]) if edits is not None and i in edit_of else raw
         token_id = sample_token(
-            edit_logits(raw, edits, edit_of[i]) if edits is not None and i in edit_of else raw,
+            edited,
             temperature=inputs.temperatures[i],
             top_k=int(inputs.top_ks[i]),
             top_p=float(inputs.top_ps[i]),
@@ -55,6 +56,8 @@ def sample(logits: Float32Array, inputs: SamplingInputs) -> SampleOutput:
         )
         if token_id != NO_TOKEN:
             _set_token(output, i, token_id, raw, int(inputs.num_logprobs[i]))
+        elif is_forbidden(edited):
+            output.token_ids[i] = ALL_FORBIDDEN
     return output
 
 
@@ -70,6 +73,11 @@ def score(logits: Float32Array, inputs: ScoreInputs) -> SampleOutput:
 def is_sound(logits: Float32Array) -> bool:
     """Whether a token can be chosen from a row of logits [vocab]: no NaN, no +inf, and not all -inf."""
     return bool(np.isfinite(logits.max()))  # a NaN is the maximum
+
+
+def is_forbidden(edited: Float32Array) -> bool:
+    """Whether the edits of a sound row [vocab] have left nothing to choose."""
+    return bool(edited.max() == -np.inf)
 
 
 def edit_logits(logits: Float32Array, edits: LogitEdits, index: int) -> Float32Array:
@@ -108,7 +116,7 @@ def sample_token(
     choice: int,
     position: int,
 ) -> int:
-    """The token id chosen from one row of logits [vocab], or -1."""
+    """The token id chosen from one row of logits [vocab], or NO_TOKEN."""
     if not is_sound(logits):
         return NO_TOKEN
     if temperature == 0:

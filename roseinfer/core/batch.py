@@ -16,6 +16,10 @@ Float32Array = npt.NDArray[np.float32]
 UInt32Array = npt.NDArray[np.uint32]
 UInt64Array = npt.NDArray[np.uint64]
 
+# In the place of a token.
+NO_TOKEN = -1  # the logits are unsound
+ALL_FORBIDDEN = -2  # they are sound, and their edits leave none of them
+
 
 @dataclass(slots=True)
 class ForwardInputs:
@@ -96,8 +100,9 @@ class SamplingInputs:
 
 @dataclass(slots=True)
 class SampleOutput:
-    """What was sampled, or scored. An unsound row, whose logits hold a NaN, a +inf or nothing but -inf, has token id -1
-    and no logprobs; so has a row whose edited logits are unsound. Logprobs are those of the logits before all edits.
+    """What was sampled, or scored. An unsound row, whose logits hold a NaN, a +inf or nothing but -inf, has NO_TOKEN and
+    no logprobs; so has a row with a NaN or a +inf after its edits. A sound row whose edits leave nothing but -inf has
+    ALL_FORBIDDEN and no logprobs. Logprobs are those of the logits before all edits.
     """
 
     token_ids: Int32Array  # [S]

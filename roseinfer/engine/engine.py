@@ -105,6 +105,8 @@ class Engine:
         if batch:
             outputs += self._run(batch)
             self._num_steps += 1
+        elif (stuck := self._scheduler.fail_stuck()) is not None:
+            outputs.append(stuck)
         return StepOutput(outputs)
 
     def stats(self) -> EngineStats:

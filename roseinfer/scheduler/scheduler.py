@@ -12,8 +12,12 @@ nobody starves.
 A prompt whose logprobs are wanted is computed whole, and in chunks for whose rows of logits there is room: the
 program has `max_logit_rows`, of which every other request that may sample keeps one.
 
-Progress: requests are ordered by priority and age. The first running one can preempt all others, and every request
-fits into the pool alone (the engine refuses the rest), so a step that has work always computes something.
+Which waiting request starts next depends on what has been computed for its tenant (`WaitingQueue`). Whom the memory
+goes to once they run depends on priority and age alone: an order by shares would change from step to step, and two
+requests would preempt each other in turns. Who is preempted takes its old place among its tenant's.
+
+Progress: the first running request in order can preempt all others, and every request fits into the pool alone (the
+engine refuses the rest), so a step that has work always computes something. Should it not, `fail_stuck` ends a request.
 """
 
 from __future__ import annotations
@@ -27,12 +31,14 @@ from typing import Any
 
 from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
-from roseinfer.core.batch import SampleOutput
+from roseinfer.core.batch import ALL_FORBIDDEN, NO_TOKEN, SampleOutput
 from roseinfer.core.errors import EngineError, InvalidRequestError
 from roseinfer.core.messages import FinishReason, PromptLogprobs, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch, BatchRow
 from roseinfer.scheduler.plan import Plan
+from roseinfer.scheduler.token_counters import OUTPUT_TOKEN, PROMPT_TOKEN, TokenCounters
+from roseinfer.scheduler.waiting_queue import WaitingQueue
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +78,9 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
-        self.running: list[Request] = []  # these and the next by `order`
-        self.waiting: list[Request] = []
+        self.running: list[Request] = []  # by `order`
+        self.token_counters = TokenCounters()
+        self.waiting = WaitingQueue(self.token_counters)
         self._requests: dict[str, Request] = {}
 
     def __contains__(self, request_id: str) -> bool:
@@ -89,7 +96,7 @@ class Scheduler:
         if reason is not None:
             return _output(request, [], reason)
         self._requests[request.request_id] = request
-        insort(self.waiting, request, key=_by_order)
+        self.waiting.add(request)
         return None
 
     def abort(self, request_id: str) -> TokenOutput | None:
@@ -104,6 +111,20 @@ class Scheduler:
         else:
             fault = {"error": f"the request failed in the engine: {error}"}
         return self._finish(request, _output(request, [], "error", **fault))
+
+    def fail_stuck(self) -> TokenOutput | None:
+        """To be called when `schedule` had nothing to compute. Ends the request that is first in turn, if there is any.
+
+        In a sound pool there is none. In any other, the engine would step on forever, and everybody wait behind it.
+        """
+        request = next(iter([*self.running, *self.waiting.candidates(1)]), None)
+        if request is None:
+            return None
+        pool = self.block_pool
+        count, available = pool.num_blocks_for(request.num_tokens), pool.num_available
+        fault = f"it needs {count} KV blocks, {available} of {pool.num_blocks} are available, and nothing else runs"
+        logger.error("request %s is stuck: %s", request.request_id, fault)
+        return self.fail(request, EngineError(fault))
 
     # -- planning -------------------------------------------------------------------------------------------
 
@@ -125,10 +146,9 @@ class Scheduler:
         self._plan_chunk(request, plan)
 
     def _admit(self, plan: Plan) -> None:
-        """Starts waiting requests in order, as long as their known tokens fit beside the running ones'."""
-        num_running = len(self.running)
+        """Starts waiting requests in turn, as long as their known tokens fit beside the running ones'."""
         num_reserved = sum(map(self._num_missing_blocks, self.running))
-        for request in self.waiting[: self.max_running - num_running]:
+        for request in self.waiting.candidates(self.max_running - len(self.running)):
             if not plan.budget:
                 break
             cached = self._match(request)
@@ -140,10 +160,9 @@ class Scheduler:
             self._take(request, cached)
             self._plan_chunk(request, plan)
             num_reserved += self._num_missing_blocks(request)
-        if len(self.running) > num_running:
-            self.waiting = [request for request in self.waiting if not request.is_running]
 
     def _start(self, request: Request) -> None:
+        self.waiting.remove(request)
         insort(self.running, request, key=_by_order)
         if request.num_preemptions == 0:
             request.started_at = time.monotonic()
@@ -154,6 +173,13 @@ class Scheduler:
         count = self._chunk_len(request, plan)
         if count and self._make_room(request, count, plan):
             plan.add(request, count, self._digests_touched(request, count))
+            self._charge_prompt(request, count)
+
+    def _charge_prompt(self, request: Request, count: int) -> None:
+        """For its next `count` tokens, as far as they are the prompt's; a tenant does not pay for a preemption."""
+        num_prompt_tokens = min(count, request.num_prompt_tokens - request.num_computed_tokens)
+        if num_prompt_tokens > 0 and not request.num_preemptions:
+            self.token_counters.charge(request.params.tenant, PROMPT_TOKEN * num_prompt_tokens)
 
     def _chunk_len(self, request: Request, plan: Plan) -> int:
         """Next tokens to compute. Short of the request's end, a chunk stops at a block's border: there it is shared.
@@ -231,7 +257,7 @@ class Scheduler:
         plan.remove(request)
         self.running.remove(request)
         self._release_blocks(request)
-        insort(self.waiting, request, key=_by_order)
+        self.waiting.add(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
 
@@ -297,9 +323,11 @@ class Scheduler:
         self, row: BatchRow, token_id: int, index: int, samples: SampleOutput, error: Exception | None
     ) -> TokenOutput:
         request = row.request
+        if token_id == ALL_FORBIDDEN and error is None:
+            error = _dead_end(request)
         try:
-            if error is None and token_id < 0:
-                raise _dead_end(request)
+            if token_id == NO_TOKEN:
+                raise error or EngineError("the model's logits hold no finite number")
             fields = _logprobs(request, index, samples)
             self._advance(request, row.num_new_tokens)
         except Exception as fault:
@@ -308,6 +336,7 @@ class Scheduler:
             if error is not None:
                 raise error
             request.token_ids.append(token_id)
+            self.token_counters.charge(request.params.tenant, OUTPUT_TOKEN)
             if request.constraint is not None and token_id not in request.stop_token_ids:
                 request.constraint.accept(token_id)
             reason = self._finish_reason(request)
@@ -351,6 +380,8 @@ class Scheduler:
         (self.running if request.is_running else self.waiting).remove(request)
         self._release_blocks(request)
         del self._requests[request.request_id]
+        if not self._requests:
+            self.token_counters.reset()
         return output
 
     # -- checking -------------------------------------------------------------------------------------------
@@ -362,8 +393,9 @@ class Scheduler:
         assert queued == sorted(self._requests.values(), key=_by_order), "a request is in no queue, or in two"
         assert all(request.is_running for request in self.running), "a running request holds no block"
         assert not any(request.is_running for request in self.waiting), "a waiting request holds blocks"
-        for queue in (self.running, self.waiting):
-            assert queue == sorted(queue, key=_by_order), "a queue is out of order"
+        assert self.running == sorted(self.running, key=_by_order), "the running requests are out of order"
+        assert all(request in self.waiting for request in self.waiting), "a waiting request is in a wrong lane"
+        assert len(list(self.waiting)) == len(self.waiting), "the waiting requests are miscounted"
         assert len(self.running) <= self.max_running, "too many run"
         for request in self.running:
             self._check_blocks(request)
@@ -416,7 +448,7 @@ def _first_token_fields(request: Request) -> dict[str, Any]:
 
 
 def _dead_end(request: Request) -> Exception:
-    """Why nothing could be sampled: a caller who forbids tokens may forbid them all."""
+    """Who has forbidden every token: in most cases the caller, with all that the request asks for."""
     params = request.params
     limits = {
         "grammar": params.grammar,
@@ -427,7 +459,7 @@ def _dead_end(request: Request) -> Exception:
     }
     given = [name for name, limit in limits.items() if limit]
     if not given:
-        return EngineError("the model's logits hold no finite number")
+        return EngineError("the penalties leave no finite logit")
     return InvalidRequestError(f"everything is forbidden that could come next, by {', '.join(given)}", given[0])
 
 

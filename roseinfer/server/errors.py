@@ -31,6 +31,7 @@ INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 OVERLOADED = "server_is_overloaded"
 RATE_LIMITED = "rate_limit_exceeded"
+TIMED_OUT = "request_timeout"
 RESTARTING = "engine_restarting"
 RETRYABLE = (408, 409, 429)  # below 500
 MAX_REPORTED_FIELDS = 8
@@ -41,6 +42,13 @@ class ModelNotFoundError(InvalidRequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "model", "model_not_found")
+
+
+class RequestTimeoutError(RoseinferError):
+    """A request was not finished in the time that this server gives to one; HTTP 408."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the request was not finished within {seconds:g} seconds")
 
 
 class ErrorDetail(BaseModel):
@@ -109,6 +117,8 @@ def code_of(error: RoseinferError) -> str:
             return RESTARTING
         case OverloadedError():
             return OVERLOADED
+        case RequestTimeoutError():
+            return TIMED_OUT
     return SERVER_ERROR
 
 
@@ -122,6 +132,8 @@ def response_of(error: RoseinferError) -> JSONResponse:
             retry_after = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             status = 429 if isinstance(error, RateLimitedError) else 503
             return error_response(status, str(error), code=code_of(error), headers=retry_after)
+        case RequestTimeoutError():  # again it would take as long
+            return error_response(408, str(error), code=TIMED_OUT, headers={"x-should-retry": "false"})
         case EngineError():
             return error_response(500, str(error))
     return error_response(500, "the server failed to answer this request")

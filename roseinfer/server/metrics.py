@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from roseinfer.core.metrics import Observer, RequestRecord
+from roseinfer.server.errors import TIMED_OUT
 from roseinfer.server.middleware.access_log import Exchange
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
@@ -149,7 +150,7 @@ class ServerMetrics(Observer):
 
 def refusal_reason(status: int, code: str | None) -> str | None:
     """Why a request was turned away before any work was done on it; None if it was not."""
-    if status not in _REFUSALS and status != 400:
+    if (status not in _REFUSALS and status != 400) or code == TIMED_OUT:
         return None
     return _REFUSAL_CODES.get(code or "") or _REFUSALS.get(status)
 

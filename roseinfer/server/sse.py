@@ -12,8 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from roseinfer.core.errors import EngineError, RoseinferError
+from roseinfer.server.deadline import time_limit
 from roseinfer.server.disconnect import ClientGoneError, run_while_connected
-from roseinfer.server.errors import response_of
+from roseinfer.server.errors import code_of, response_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class EventStream(Response):
     """Events as they come, each given as bytes that are sent at once, and `end` behind the last one.
 
     The headers wait for the first event, so that what goes wrong before it still has a status of its own. A failure
-    later is an event that `on_error` makes, and `end` is missing: no broken stream looks whole.
+    later, or the end of the request's time, is an event that `on_error` makes, and `end` is missing: no broken stream
+    looks whole.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class EventStream(Response):
         self._events = events
         self._end = end
         self._on_error = on_error
+        self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
@@ -69,16 +72,31 @@ class EventStream(Response):
                 await run_while_connected(receive, self._send_all(scope, send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        data = await anext(self._events, None)
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         end = self._end
         try:
-            while data is not None:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                data = await anext(self._events, None)
-        except RoseinferError as error:
-            end = self._on_error(error)
+            with time_limit(scope):
+                await self._send_events(send)
         except Exception as error:
-            logger.exception("request %s failed within its stream", scope.get("state", {}).get("request_id"))
+            if not self._is_begun:
+                raise
             end = self._on_error(error)
+            await self._events.aclose()  # nothing of it runs on while the caller is told
+            _note_failure(scope, error)
         await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _send_events(self, send: Send) -> None:
+        data = await anext(self._events, None)
+        self._is_begun = True
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while data is not None:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await anext(self._events, None)
+
+
+def _note_failure(scope: Scope, error: Exception) -> None:
+    """For the logs; what the events themselves ran into is there already."""
+    state = scope.get("state", {})
+    if not isinstance(error, RoseinferError):
+        logger.error("request %s failed within its stream", state.get("request_id"), exc_info=error)
+    elif "access" in state:
+        state["access"].setdefault("error", code_of(error))

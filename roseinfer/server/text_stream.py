@@ -8,14 +8,18 @@ from contextlib import aclosing, suppress
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from roseinfer.core.errors import RoseinferError
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server.deadline import time_limit
 from roseinfer.server.disconnect import ClientGoneError, run_while_connected
+from roseinfer.server.errors import code_of
 from roseinfer.server.middleware.access_log import describe
 
 
 class TextStream(Response):
-    """The completion, piece by piece as it comes. A failure cuts the connection: no broken reply looks whole.
+    """The completion, piece by piece as it comes. A failure, or the end of the request's time, cuts the connection: no
+    broken reply looks whole.
 
     The headers wait for the first piece, so that what goes wrong before it still has a status of its own.
     """
@@ -31,13 +35,22 @@ class TextStream(Response):
         self._pieces = engine.astream(generation)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error: str | None = None
         try:
             async with aclosing(self._pieces):
                 with suppress(ClientGoneError):
-                    await run_while_connected(receive, self._send_all(send))
+                    await run_while_connected(receive, self._send_in_time(scope, send))
+        except RoseinferError as failure:
+            error = code_of(failure)
+            raise
         finally:
             record, name = self._generation.record, self._engine.name
-            scope["state"]["access"] = describe([record], model=name, stream=True, warnings=self._warnings)
+            facts = describe([record], model=name, stream=True, warnings=self._warnings, error=error)
+            scope["state"]["access"] = facts
+
+    async def _send_in_time(self, scope: Scope, send: Send) -> None:
+        with time_limit(scope):
+            await self._send_all(send)
 
     async def _send_all(self, send: Send) -> None:
         piece = await anext(self._pieces, None)

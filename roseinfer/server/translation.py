@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydantic import PrivateAttr
+from starlette.requests import Request
 
 from roseinfer.core.errors import InvalidRequestError
-from roseinfer.inference_engine import InferenceEngine
 from roseinfer.server.openai.chat_prompt import ChatPrompt
 from roseinfer.server.openai.chats import ChatJob, prepare_chat, render_chat
 from roseinfer.server.schemas.base import RequestBody
@@ -27,29 +27,29 @@ class TranslatedRequest(ChatRequest):
 
 
 async def prepare_as_chat(
-    engine: InferenceEngine, body: RequestBody, fields: Mapping[str, Any], names: Mapping[str, str]
+    body: RequestBody, fields: Mapping[str, Any], names: Mapping[str, str], request: Request
 ) -> ChatJob:
     """`fields` are what `body` means to a chat, `names` what it calls a chat's fields.
 
     Raises as `prepare_chat` does.
     """
     with _renamed(names):
-        job = await prepare_chat(engine, _request(body, fields))
+        job = await prepare_chat(_chat_of(body, fields), request)
     return dataclasses.replace(job, names={name: _name(names, field) for name, field in job.names.items()})
 
 
 async def render_as_chat(
-    engine: InferenceEngine, body: RequestBody, fields: Mapping[str, Any], names: Mapping[str, str]
+    body: RequestBody, fields: Mapping[str, Any], names: Mapping[str, str], request: Request
 ) -> ChatPrompt:
-    """The prompt alone."""
+    """The prompt alone. Raises as `render_chat` does."""
     with _renamed(names):
-        return await render_chat(engine, _request(body, fields))
+        return await render_chat(_chat_of(body, fields), request)
 
 
-def _request(body: RequestBody, fields: Mapping[str, Any]) -> TranslatedRequest:
-    request = TranslatedRequest.model_validate(fields)
-    request._warnings = body.warnings()
-    return request
+def _chat_of(body: RequestBody, fields: Mapping[str, Any]) -> TranslatedRequest:
+    chat = TranslatedRequest.model_validate(fields)
+    chat._warnings = body.warnings()
+    return chat
 
 
 @contextmanager

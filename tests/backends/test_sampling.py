@@ -24,7 +24,7 @@ from roseinfer.backends.sampling import (
     sample_token,
     score,
 )
-from roseinfer.core.batch import LogitEdits, SampleOutput, SamplingInputs, ScoreInputs
+from roseinfer.core.batch import ALL_FORBIDDEN, NO_TOKEN, LogitEdits, SampleOutput, SamplingInputs, ScoreInputs
 
 # Random123's kat_vectors: "philox4x32 10", counter, key, expected.
 PHILOX_VECTORS = [
@@ -361,21 +361,21 @@ def test_choices_follow_the_edits_and_logprobs_the_raw_logits(edit: RowEdit, tem
         assert output.top_logprobs[i].tolist() == plain.top_logprobs[i].tolist()
 
 
-DEAD_ENDS = {
-    "nothing allowed": RowEdit(allowed=[]),
-    "all biased away": RowEdit(bias=dict.fromkeys(range(3), -math.inf)),
-    "the allowed one biased away": RowEdit(allowed=[1], bias={1: -math.inf}),
-    "an overflow": RowEdit(repetition=1e-38, history=[1]),
+DEAD_ENDS = {  # and what stands for the token
+    "nothing allowed": (RowEdit(allowed=[]), ALL_FORBIDDEN),
+    "all biased away": (RowEdit(bias=dict.fromkeys(range(3), -math.inf)), ALL_FORBIDDEN),
+    "the allowed one biased away": (RowEdit(allowed=[1], bias={1: -math.inf}), ALL_FORBIDDEN),
+    "an overflow": (RowEdit(repetition=1e-38, history=[1]), NO_TOKEN),
 }
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("edit", DEAD_ENDS.values(), ids=DEAD_ENDS)
-def test_a_dead_end_has_no_token(edit: RowEdit, temperature: float) -> None:
+@pytest.mark.parametrize(("edit", "token_id"), DEAD_ENDS.values(), ids=DEAD_ENDS)
+def test_a_dead_end_has_no_token(edit: RowEdit, token_id: int, temperature: float) -> None:
     logits = np.array([[1.0, 9.0, 2.0], [1.0, 9.0, 2.0]], dtype=np.float32)
     inputs = sampling_inputs([0, 1], temperature=temperature, top_k=1, num_logprobs=2)
     output = sample(logits, replace(inputs, edits=logit_edits({0: edit}, 3)))
-    assert output.token_ids.tolist() == [-1, 1]
+    assert output.token_ids.tolist() == [token_id, 1]
     assert np.isnan(output.logprobs).tolist() == [True, False]
     assert [len(ids) for ids in output.top_ids] == [0, 2]
 

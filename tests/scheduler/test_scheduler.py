@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from roseinfer.core.batch import SampleOutput
+from roseinfer.core.batch import ALL_FORBIDDEN, NO_TOKEN, SampleOutput
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import PromptLogprobs, TokenOutput
 from roseinfer.core.request import Request
@@ -224,7 +224,7 @@ def test_the_youngest_is_preempted_and_comes_back() -> None:
     young = add(scheduler, "young", prompt(8, 20), max_tokens=8)
     while not scheduler.num_preemptions:
         step(scheduler)
-    assert (old.is_running, young.is_running, scheduler.waiting) == (True, False, [young])
+    assert (old.is_running, young.is_running, list(scheduler.waiting)) == (True, False, [young])
     young_tokens = young.num_tokens
     while old.is_running:
         step(scheduler)
@@ -440,3 +440,130 @@ def test_a_callers_fault_names_the_field() -> None:
     assert (output.error, output.error_param) == ("no token may follow", "grammar")
     assert not scheduler.has_work
     scheduler.check()
+
+
+# -- tenants ------------------------------------------------------------------------------------------------
+
+
+def test_a_tenant_that_asks_for_much_does_not_keep_others_waiting() -> None:
+    scheduler = make_scheduler(max_running=1)
+    for i in range(6):
+        add(scheduler, f"a{i}", prompt(4, i), max_tokens=2, tenant="a")
+    step(scheduler)
+    add(scheduler, "b0", prompt(4, 20), max_tokens=2, tenant="b")
+    started = ["a0"]
+    while scheduler.has_work:
+        started += [name for name in step(scheduler) if name not in started]
+    assert started == ["a0", "b0", "a1", "a2", "a3", "a4", "a5"]
+
+
+def test_tenants_share_the_tokens_and_not_the_requests() -> None:
+    scheduler = make_scheduler(max_running=1, use_prefix_cache=False)
+    for i in range(10):
+        add(scheduler, f"big{i}", prompt(18), max_tokens=1, tenant="big")
+        add(scheduler, f"small{i}", prompt(3), max_tokens=1, tenant="small")
+    tokens = {"big": 0, "small": 0}
+    while scheduler.has_work and tokens["small"] < 30:
+        for name, count in step(scheduler).items():
+            tokens[name.rstrip("0123456789")] += count
+            assert abs(tokens["big"] - tokens["small"]) <= 18 + 12  # one request, and twice the answers
+    assert tokens["big"] <= 54
+
+
+def test_tokens_from_the_cache_are_free_and_answers_count_twice() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "first", prompt(20), max_tokens=3, tenant="a")
+    while "first" in scheduler:
+        step(scheduler)
+        add(scheduler, f"other{scheduler.token_counters['a']}", [45], max_tokens=9, tenant="other")
+    assert scheduler.token_counters["a"] == 20 + 2 * 3
+    add(scheduler, "again", prompt(20), max_tokens=1, tenant="a")
+    before = scheduler.token_counters["a"]
+    step(scheduler)
+    assert scheduler.token_counters["a"] - before == 4 + 2  # one block of five is computed
+
+
+def test_a_preemption_is_not_paid_for() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_model_len=24, use_prefix_cache=False)
+    add(scheduler, "old", prompt(8), max_tokens=7, tenant="a")
+    young = add(scheduler, "young", prompt(8, 20), max_tokens=8, tenant="b")
+    while "young" in scheduler:
+        num_output_tokens = young.num_output_tokens
+        counters = scheduler.token_counters["b"]
+        step(scheduler)
+    assert young.num_preemptions > 0
+    assert counters == 8 + 2 * num_output_tokens
+
+
+def test_the_counters_begin_anew_where_nobody_has_a_request() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "a", prompt(4), max_tokens=1, tenant="a")
+    step(scheduler)
+    assert scheduler.token_counters["a"] == 0
+
+
+# -- faults -------------------------------------------------------------------------------------------------
+
+
+def test_everything_forbidden_is_the_callers_fault_and_its_blocks_stay() -> None:
+    scheduler = make_scheduler(max_chunk_tokens=8)
+    add(scheduler, "bad", prompt(9), allowed_token_ids=[3], logit_bias={3: -np.inf})
+    step(scheduler)
+    (output,) = scheduler.update(scheduler.schedule(), outputs_of([ALL_FORBIDDEN]))
+    assert (output.finish_reason, output.error_param) == ("error", "allowed_token_ids")
+    assert output.error == "everything is forbidden that could come next, by allowed_token_ids, logit_bias"
+    scheduler.check()
+    assert scheduler.block_pool.num_cached == 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"logit_bias": {3: 5.0}}])
+def test_broken_logits_are_our_fault_whatever_was_asked_for(fields: dict[str, object]) -> None:
+    scheduler = make_scheduler(max_chunk_tokens=8)
+    add(scheduler, "bad", prompt(9), **fields)
+    step(scheduler)
+    (output,) = scheduler.update(scheduler.schedule(), outputs_of([NO_TOKEN]))
+    assert (output.finish_reason, output.error_param) == ("error", None)
+    assert "finite" in (output.error or "")
+    scheduler.check()
+    assert scheduler.block_pool.num_cached == 0
+
+
+def test_penalties_that_leave_nothing_are_nobodys_wish() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "bad", prompt(3), repetition_penalty=2.0)
+    (output,) = scheduler.update(scheduler.schedule(), outputs_of([ALL_FORBIDDEN]))
+    assert (output.error, output.error_param) == (
+        "the request failed in the engine: the penalties leave no finite logit",
+        None,
+    )
+
+
+def test_in_a_broken_pool_waiting_requests_fail_one_by_one() -> None:
+    scheduler = make_scheduler(num_blocks=8, max_model_len=32)
+    scheduler.block_pool.allocate(6)  # and nobody will ever give them back
+    add(scheduler, "small", prompt(8), max_tokens=1, priority=1)
+    add(scheduler, "large", prompt(20))
+    assert not scheduler.schedule()
+    output = scheduler.fail_stuck()
+    assert output is not None
+    assert (output.request_id, output.finish_reason) == ("large", "error")
+    assert "5 KV blocks, 2 of 8 are available" in (output.error or "")
+    assert plan(scheduler.schedule()) == {"small": 8}
+
+
+def test_a_request_that_outgrows_a_broken_pool_fails() -> None:
+    scheduler = make_scheduler(num_blocks=8, max_model_len=32, use_prefix_cache=False)
+    scheduler.block_pool.allocate(6)
+    request = add(scheduler, "a", prompt(8))
+    batch = scheduler.schedule()
+    assert plan(batch) == {"a": 8}
+    scheduler.update(batch, outputs_of([1]))
+    assert not scheduler.schedule()  # it preempts itself, and does not fit any more
+    assert not request.is_running
+    assert scheduler.fail_stuck() is not None
+    assert not scheduler.has_work
+    assert scheduler.fail_stuck() is None
+
+
+def test_a_sound_scheduler_is_never_stuck() -> None:
+    assert make_scheduler().fail_stuck() is None

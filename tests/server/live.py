@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
 from roseinfer.server.app import create_app
@@ -74,9 +75,15 @@ def serving(
 @contextlib.contextmanager
 def serve(engine: InferenceEngine, **settings: Any) -> Iterator[str]:
     """Yields the server's address; the engine is the caller's to close. `settings` are those of `create_app`."""
+    with serve_app(create_app(engine, **settings)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serve_app(app: FastAPI) -> Iterator[str]:
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
-        server = make_server(create_app(engine, **settings), "error", ready.set)
+        server = make_server(app, "error", ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

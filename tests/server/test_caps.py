@@ -20,7 +20,6 @@ from roseinfer.engine.checks import check_prompt_logprobs, check_request
 from roseinfer.server.json_body import parse_json, read_body
 from roseinfer.server.middleware.body_limit import MAX_BODY_BYTES
 from roseinfer.server.middleware.head_limit import MAX_HEAD_BYTES
-from roseinfer.server.openai import sampling
 from roseinfer.server.openai.grammars import check_schema_depth
 from tests.chaos.malformed_bodies import ROUTES
 from tests.fake_engine import make_request
@@ -157,7 +156,6 @@ DOORS: list[tuple[AnyCap, Door]] = [
     (limits.PROMPT_LOGPROBS, field("prompt_logprobs")),
     (limits.PROMPT_LOGPROBS, param("prompt_logprobs")),
     (limits.PROMPT_LOGPROBS_IN_ALL, lambda count: check_prompt_logprobs(0, count)),
-    (limits.PROMPT_LOGPROBS_IN_ALL, lambda count: sampling.check_prompt_logprobs(0, count)),
     (limits.STOP_STRINGS, listed("stop", "a")),
     (limits.STOP_STRINGS, listed("stop_sequences", "a", MESSAGES)),
     (limits.STOP_CHARS, text("stop")),

@@ -76,7 +76,7 @@ def scrape(server: LiveServer, **headers: str) -> Scrape:
 
 def exposed(metrics: ServerMetrics, stats: EngineStats | None = None) -> Scrape:
     stats = stats or EngineStats(0, 0, 0, 0, 0, 0, 0)
-    engine: Any = SimpleNamespace(name="m", client=SimpleNamespace(stats=lambda: stats))
+    engine: Any = SimpleNamespace(name="m", client=SimpleNamespace(stats=lambda: stats, num_restarts=0, is_ready=True))
     return Scrape(expose(engine, metrics, ["roseinfer"])[0].decode())
 
 

@@ -9,12 +9,11 @@ from starlette.requests import Request
 
 from roseinfer.core.errors import RoseinferError
 from roseinfer.generation import Generation
-from roseinfer.inference_engine import InferenceEngine
 from roseinfer.server.anthropic.blocks import BlockEvents, content_of
 from roseinfer.server.anthropic.errors import error_fields
 from roseinfer.server.anthropic.reply import closing_events, new_message, stop_fields, usage_fields
 from roseinfer.server.anthropic.request import NAMES, chat_fields, prompt_fields
-from roseinfer.server.dependencies import engine_of
+from roseinfer.server.dependencies import check_room, engine_of
 from roseinfer.server.errors import response_of
 from roseinfer.server.openai.accounting import timings
 from roseinfer.server.openai.chats import ChatJob
@@ -27,14 +26,15 @@ from roseinfer.text.output_text import TextDelta
 Fields = dict[str, Any]
 
 
-async def prepare_message(engine: InferenceEngine, body: MessagesRequest) -> ChatJob:
-    """Raises ModelNotFoundError, InvalidRequestError naming the field, ContextLengthError with both counts."""
-    return await prepare_as_chat(engine, body, chat_fields(body), NAMES)
+async def prepare_message(body: MessagesRequest, request: Request) -> ChatJob:
+    """Raises as `prepare_chat` does."""
+    check_room(1, request)
+    return await prepare_as_chat(body, chat_fields(body), NAMES, request)
 
 
-async def count_tokens(engine: InferenceEngine, body: CountTokensRequest) -> Fields:
-    """How long the prompt is. Raises as `prepare_message` does."""
-    prompt = await render_as_chat(engine, body, prompt_fields(body), NAMES)
+async def count_tokens(body: CountTokensRequest, request: Request) -> Fields:
+    """How long the prompt is. Raises as `render_chat` does."""
+    prompt = await render_as_chat(body, prompt_fields(body), NAMES, request)
     warnings = body.warnings()
     return {"input_tokens": len(prompt.ids), **({"warnings": warnings} if warnings else {})}
 

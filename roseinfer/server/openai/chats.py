@@ -13,7 +13,9 @@ from starlette.requests import Request
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import Grammar
+from roseinfer.engine.checks import check_prompt_logprobs
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server.dependencies import check_room, engine_of, long_work_of, tenant_of
 from roseinfer.server.openai.accounting import renamed
 from roseinfer.server.openai.chat_choices import ChatStream, chat_choice
 from roseinfer.server.openai.chat_prompt import ChatPrompt, chat_prompt
@@ -24,7 +26,6 @@ from roseinfer.server.openai.models import check_model
 from roseinfer.server.openai.prompts import check_count
 from roseinfer.server.openai.running import Job, stream_steps
 from roseinfer.server.openai.sampling import (
-    check_prompt_logprobs,
     check_stream_fields,
     sampling_params,
     text_options,
@@ -57,24 +58,30 @@ class ChatJob(Job[ChatRequest]):
         )
 
 
-async def prepare_chat(engine: InferenceEngine, body: ChatRequest) -> ChatJob:
-    """Raises ModelNotFoundError, InvalidRequestError naming the field, ContextLengthError with both counts."""
+async def prepare_chat(body: ChatRequest, request: Request) -> ChatJob:
+    """Raises ModelNotFoundError, InvalidRequestError naming the field, ContextLengthError with both counts, and
+    OverloadedError where there is no room.
+    """
+    engine = engine_of(request)
     check_model(engine, body.model)
     check_stream_fields(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs may be given only with logprobs", "top_logprobs")
     check_count(engine, 1, body.num_choices)
+    check_room(body.num_choices, request)
     # In a thread even if it is short: the first rendering compiles the template.
-    return await asyncio.to_thread(_prepare, engine, body)
+    return await asyncio.to_thread(_prepare, engine, body, tenant_of(request))
 
 
-async def render_chat(engine: InferenceEngine, body: ChatRequest) -> ChatPrompt:
+async def render_chat(body: ChatRequest, request: Request) -> ChatPrompt:
     """What `body` would ask the model, raising as `prepare_chat` does."""
+    engine = engine_of(request)
     check_model(engine, body.model)
-    return await asyncio.to_thread(chat_prompt, engine, body)
+    num_bytes = len(await request.body())
+    return await long_work_of(request).run_rendering(num_bytes, lambda: chat_prompt(engine, body))
 
 
-def _prepare(engine: InferenceEngine, body: ChatRequest) -> ChatJob:
+def _prepare(engine: InferenceEngine, body: ChatRequest, tenant: str) -> ChatJob:
     max_tokens, max_tokens_field = _max_tokens(body)
     prompt = chat_prompt(engine, body)
     grammar, grammar_field = _grammar(body, prompt, engine.tokenizer)
@@ -92,7 +99,9 @@ def _prepare(engine: InferenceEngine, body: ChatRequest) -> ChatJob:
         )
         check_prompt_logprobs(params.prompt_logprobs, len(prompt.ids) * body.num_choices)
         options = text_options(body, skip_special_tokens=not _reads_special_tokens(prompt, engine.tokenizer))
-        generations = engine.prepare_ids([prompt.ids], params, options, n=body.num_choices, cut=max_tokens is None)
+        generations = engine.prepare_ids(
+            [prompt.ids], params, options, n=body.num_choices, cut=max_tokens is None, tenant=tenant
+        )
     return ChatJob(engine, body, generations, names, prompt)
 
 

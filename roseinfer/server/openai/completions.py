@@ -7,17 +7,18 @@ from typing import Any
 
 from starlette.requests import Request
 
+from roseinfer.engine.checks import check_prompt_logprobs
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server.dependencies import check_room, engine_of, tenant_of
 from roseinfer.server.openai.accounting import renamed
 from roseinfer.server.openai.chunks import Chunks, reply_fields, reply_head
 from roseinfer.server.openai.completion_choices import CompletionChoices
 from roseinfer.server.openai.grammars import answer_grammar
 from roseinfer.server.openai.models import check_model
-from roseinfer.server.openai.prompts import num_chars, prompt_ids, prompt_texts
+from roseinfer.server.openai.prompts import check_count, num_chars, num_prompts, prompt_ids, prompt_texts
 from roseinfer.server.openai.running import Job, stream_steps
 from roseinfer.server.openai.sampling import (
-    check_prompt_logprobs,
     check_stream_fields,
     sampling_params,
     text_options,
@@ -32,14 +33,19 @@ ID_PREFIX = "cmpl"
 KIND = "text_completion"
 
 
-async def prepare_completion(engine: InferenceEngine, body: CompletionRequest) -> Job[CompletionRequest]:
-    """Raises ModelNotFoundError, InvalidRequestError naming the field, ContextLengthError with both counts."""
+async def prepare_completion(body: CompletionRequest, request: Request) -> Job[CompletionRequest]:
+    """Raises ModelNotFoundError, InvalidRequestError naming the field, ContextLengthError with both counts, and
+    OverloadedError where there is no room.
+    """
+    engine, tenant = engine_of(request), tenant_of(request)
     check_model(engine, body.model)
     check_stream_fields(body)
-    return await run_sized(num_chars(body), lambda: _prepare(engine, body))
+    check_count(engine, num_prompts(body), body.num_choices)
+    check_room(num_prompts(body) * body.num_choices, request)
+    return await run_sized(num_chars(body), lambda: _prepare(engine, body, tenant))
 
 
-def _prepare(engine: InferenceEngine, body: CompletionRequest) -> Job[CompletionRequest]:
+def _prepare(engine: InferenceEngine, body: CompletionRequest, tenant: str) -> Job[CompletionRequest]:
     names = {"grammar": "structured_outputs"}
     with renamed(names):
         grammar, names["grammar"] = answer_grammar(body, body.response_format)
@@ -54,7 +60,7 @@ def _prepare(engine: InferenceEngine, body: CompletionRequest) -> Job[Completion
         prompts = prompt_ids(engine, body)
         check_prompt_logprobs(params.prompt_logprobs, sum(map(len, prompts)) * body.num_choices)
         generations = engine.prepare_ids(
-            prompts, params, text_options(body), n=body.num_choices, cut=body.max_tokens is None
+            prompts, params, text_options(body), n=body.num_choices, cut=body.max_tokens is None, tenant=tenant
         )
     return Job(engine, body, generations, names)
 

@@ -14,9 +14,12 @@ from roseinfer.text import Tokenizer
 def prompt_ids(engine: InferenceEngine, body: CompletionRequest) -> list[list[int]]:
     """One list per prompt. Raises InvalidRequestError, ContextLengthError for text that cannot fit."""
     prompts = _prompts_of(body.prompt)
-    check_count(engine, len(prompts), body.num_choices)
     add_bos = None if body.add_special_tokens in (None, True) else False
     return [_encode(engine, prompt, add_bos) for prompt in prompts]
+
+
+def num_prompts(body: CompletionRequest) -> int:
+    return len(_prompts_of(body.prompt))
 
 
 def num_chars(body: CompletionRequest) -> int:

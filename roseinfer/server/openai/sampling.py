@@ -12,8 +12,6 @@ from roseinfer.server.schemas.sampling import SamplingFields
 from roseinfer.text import Tokenizer
 from roseinfer.text.output_text import TextOptions
 
-MAX_PROMPT_LOGPROBS = 4_000_000  # over all tokens of all prompts
-
 _SAME = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("min_tokens", "ignore_eos", "priority", "cache_salt"),
@@ -66,16 +64,6 @@ def check_stream_fields(body: SamplingFields) -> None:
         raise InvalidRequestError("stream_options may be given only with stream", "stream_options")
     if body.prompt_logprobs is not None and body.stream:
         raise InvalidRequestError("prompt_logprobs may not be given with stream", "prompt_logprobs")
-
-
-def check_prompt_logprobs(num_likeliest: int | None, num_prompt_tokens: int) -> None:
-    """Raises InvalidRequestError for more of them than a reply may hold."""
-    count = 0 if num_likeliest is None else (num_likeliest + 1) * num_prompt_tokens
-    if count > MAX_PROMPT_LOGPROBS:
-        raise InvalidRequestError(
-            f"{count} logprobs of prompt tokens were asked for, at most {MAX_PROMPT_LOGPROBS} can be had",
-            "prompt_logprobs",
-        )
 
 
 def _spellings(tokenizer: Tokenizer, words: Iterable[str]) -> Iterator[tuple[int, ...]]:

@@ -10,8 +10,7 @@ from starlette.requests import Request
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.generation import Generation
-from roseinfer.inference_engine import InferenceEngine
-from roseinfer.server.dependencies import engine_of
+from roseinfer.server.dependencies import check_room, engine_of
 from roseinfer.server.openai.accounting import timings
 from roseinfer.server.openai.chats import ChatJob
 from roseinfer.server.openai.logprobs import chat_logprobs
@@ -28,9 +27,10 @@ from roseinfer.text.output_text import TextDelta, TokenInfo
 Fields = dict[str, Any]
 
 
-async def prepare_response(engine: InferenceEngine, body: ResponseRequest) -> ChatJob:
-    """Raises ModelNotFoundError, InvalidRequestError naming the field, ContextLengthError with both counts."""
-    job = await prepare_as_chat(engine, body, chat_fields(body), NAMES)
+async def prepare_response(body: ResponseRequest, request: Request) -> ChatJob:
+    """Raises as `prepare_chat` does."""
+    check_room(1, request)
+    job = await prepare_as_chat(body, chat_fields(body), NAMES, request)
     if body.wants_logprobs and job.prompt.dialect is not None:
         raise InvalidRequestError("include: there are no logprobs of answers that may call functions", "include")
     return job

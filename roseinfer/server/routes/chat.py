@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request, Response
 
 from roseinfer.server.dependencies import engine_of
 from roseinfer.server.documentation import event_stream, examples
-from roseinfer.server.json_body import JSONBodyRoute
 from roseinfer.server.openai.chats import chat_reply, chat_stream, prepare_chat, render_chat
 from roseinfer.server.schemas.chat import ChatReply, ChatRequest, RenderReply
 from roseinfer.server.sse import EventStream
+from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
 
-router = APIRouter(route_class=JSONBodyRoute, tags=["OpenAI"])
+router = APIRouter(route_class=TimedRoute, tags=["OpenAI"])
 
 WEATHER = {
     "type": "function",
@@ -45,7 +45,7 @@ EXAMPLES: dict[str, Any] = {
 )
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answers a conversation, with text or with calls of functions."""
-    job = await prepare_chat(engine_of(request), body)
+    job = await prepare_chat(body, request)
     if body.stream:
         return EventStream(chat_stream(job, request))
     return await json_reply(chat_reply(job, request))
@@ -59,7 +59,7 @@ async def render(body: ChatRequest, request: Request) -> Response:
 
 
 async def _render(body: ChatRequest, request: Request, max_model_len: int) -> dict[str, Any]:
-    prompt = await render_chat(engine_of(request), body)
+    prompt = await render_chat(body, request)
     reply = {
         "prompt": prompt.rendered.text,
         "prompt_token_ids": prompt.ids,

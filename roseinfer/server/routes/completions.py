@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from roseinfer.server.dependencies import engine_of
 from roseinfer.server.documentation import event_stream, examples
-from roseinfer.server.json_body import JSONBodyRoute
 from roseinfer.server.openai.completions import completion_reply, completion_stream, prepare_completion
 from roseinfer.server.schemas.completions import CompletionReply, CompletionRequest
 from roseinfer.server.sse import EventStream
+from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
 
-router = APIRouter(route_class=JSONBodyRoute, tags=["OpenAI"])
+router = APIRouter(route_class=TimedRoute, tags=["OpenAI"])
 
 EXAMPLES = {
     "text": {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
@@ -30,7 +29,7 @@ EXAMPLES = {
 )
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues a prompt, or several of them, each in `n` ways."""
-    job = await prepare_completion(engine_of(request), body)
+    job = await prepare_completion(body, request)
     if body.stream:
         return EventStream(completion_stream(job, request))
     return await json_reply(completion_reply(job, request))

@@ -9,17 +9,17 @@ from fastapi import APIRouter, Request, Response
 
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
-from roseinfer.server.dependencies import defaults_of, engine_of
+from roseinfer.server.dependencies import check_room, defaults_of, engine_of, tenant_of
 from roseinfer.server.disconnect import run_while_connected
 from roseinfer.server.documentation import examples
-from roseinfer.server.json_body import JSONBodyRoute
 from roseinfer.server.middleware.access_log import describe
 from roseinfer.server.schemas import GenerateReply, GenerateRequest
 from roseinfer.server.text_stream import TextStream
+from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
 from roseinfer.server.worker import run_sized
 
-router = APIRouter(route_class=JSONBodyRoute, tags=["generate"])
+router = APIRouter(route_class=TimedRoute, tags=["generate"])
 
 EXAMPLES = {
     "text": {"prompt": "The capital of France is", "max_new_tokens": 16},
@@ -38,7 +38,8 @@ _PARAMS = {field.name for field in dataclasses.fields(GenerateParams)}
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Continues a prompt: the prompt and its completion, or the completion alone in pieces as it is generated."""
     engine = engine_of(request)
-    generation, warnings = await _prepare(engine, body, defaults_of(request)), body.warnings()
+    check_room(1, request)
+    generation, warnings = await _prepare(body, request), body.warnings()
     if body.stream:
         return TextStream(engine, generation, warnings)
     return await json_reply(_reply(engine, generation, request, body.prompt, warnings))
@@ -54,7 +55,8 @@ async def _reply(
     return {"text": prompt + text, **({"warnings": warnings} if warnings else {})}
 
 
-async def _prepare(engine: InferenceEngine, body: GenerateRequest, defaults: GenerateParams) -> Generation:
+async def _prepare(body: GenerateRequest, request: Request) -> Generation:
+    engine, tenant = engine_of(request), tenant_of(request)
     given = {name: getattr(body, name) for name in body.model_fields_set & _PARAMS}
-    params = dataclasses.replace(defaults, **given)
-    return await run_sized(len(body.prompt), lambda: engine.prepare(body.prompt, params))
+    params = dataclasses.replace(defaults_of(request), **given)
+    return await run_sized(len(body.prompt), lambda: engine.prepare(body.prompt, params, tenant=tenant))

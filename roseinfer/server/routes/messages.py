@@ -7,9 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from roseinfer.server.anthropic.messages import count_tokens, message_reply, message_stream, prepare_message
-from roseinfer.server.dependencies import engine_of
 from roseinfer.server.documentation import event_stream, examples
-from roseinfer.server.json_body import JSONBodyRoute
 from roseinfer.server.schemas.anthropic import (
     AnthropicErrorReply,
     CountTokensReply,
@@ -17,6 +15,7 @@ from roseinfer.server.schemas.anthropic import (
     MessageReply,
     MessagesRequest,
 )
+from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -24,7 +23,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": AnthropicErrorReply, "description": "The request could not be served"},
 }
 
-router = APIRouter(route_class=JSONBodyRoute, tags=["Anthropic"], responses=ERRORS)
+router = APIRouter(route_class=TimedRoute, tags=["Anthropic"], responses=ERRORS)
 
 WEATHER = {
     "name": "get_weather",
@@ -47,7 +46,7 @@ EXAMPLES: dict[str, Any] = {
 )
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answers a conversation, with text or with calls of tools."""
-    job = await prepare_message(engine_of(request), body)
+    job = await prepare_message(body, request)
     if body.stream:
         return message_stream(job, request)
     return await json_reply(message_reply(job, request))
@@ -60,4 +59,4 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 )
 async def count(body: CountTokensRequest, request: Request) -> Response:
     """How many tokens the prompt has that the same body would become; the model is not asked."""
-    return await json_reply(count_tokens(engine_of(request), body))
+    return await json_reply(count_tokens(body, request))

@@ -6,14 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from roseinfer.server.dependencies import engine_of
 from roseinfer.server.documentation import event_stream, examples
-from roseinfer.server.json_body import JSONBodyRoute
 from roseinfer.server.responses.responding import prepare_response, response_reply, response_stream
 from roseinfer.server.schemas.responses import ResponseReply, ResponseRequest
+from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
 
-router = APIRouter(route_class=JSONBodyRoute, tags=["OpenAI"])
+router = APIRouter(route_class=TimedRoute, tags=["OpenAI"])
 
 WEATHER = {
     "type": "function",
@@ -39,7 +38,7 @@ EXAMPLES: dict[str, Any] = {
 )
 async def responses(body: ResponseRequest, request: Request) -> Response:
     """Answers a text or a conversation, with text or with calls of functions."""
-    job = await prepare_response(engine_of(request), body)
+    job = await prepare_response(body, request)
     if body.stream:
         return response_stream(job, body, request)
     return await json_reply(response_reply(job, body, request))
