@@ -19,9 +19,11 @@ from llguidance import LLMatcher, LLTokenizer
 
 from roseinfer.constraints.limits import MAX_TRIAL_BYTES, NICENESS, TRIAL_STACK_BYTES, parser_limits
 from roseinfer.constraints.vocabulary import build_tokenizer
+from roseinfer.core.python_process import die_with_parent
 
 
 def main() -> None:
+    die_with_parent()
     os.nice(NICENESS)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm has to kill, also within native code
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Collection
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
 
 
 def start_python(code: str, pass_fds: Collection[int] = (), **options: Any) -> subprocess.Popen[bytes]:
@@ -14,3 +18,9 @@ def start_python(code: str, pass_fds: Collection[int] = (), **options: Any) -> s
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen([sys.executable, "-c", code], pass_fds=tuple(pass_fds), env=environment, **options)
+
+
+def die_with_parent() -> None:
+    """To be called by a process at its start: on Linux it ends when the thread that started it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,7 +6,6 @@ It ends when the socket does, at once and in the middle of a step: whoever could
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import logging
@@ -14,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +22,7 @@ from roseinfer.constraints.compiler import GrammarCompiler
 from roseinfer.constraints.token_table import TokenTable
 from roseinfer.core.interpreter import return_freed_memory, settle_interpreter
 from roseinfer.core.messages import EngineStats, StepOutput
+from roseinfer.core.python_process import die_with_parent
 from roseinfer.engine.frames import (
     EngineCommand,
     EngineEvent,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OOM_SCORE = "500"  # of 1000: where memory runs out this process goes, which comes back, before the server does
-_PR_SET_PDEATHSIG = 1
 
 Wrap = Callable[["Program"], "Program"]
 
@@ -157,10 +155,9 @@ def _be_a_child() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write(OOM_SCORE)
+    die_with_parent()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write(OOM_SCORE)
 
 
 def _set_up_logging(level: int) -> None:

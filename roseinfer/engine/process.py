@@ -169,6 +169,7 @@ class EngineProcess:
             self._started.wait()
             self._read_steps(child)
         except _DeadError as death:
+            child.kill()
             reason = str(death)
         except EOFError:
             pass
