@@ -102,8 +102,9 @@ class SamplingInputs:
 class SampleOutput:
     """What was sampled, or scored.
 
-    An unsound row, whose logits hold a NaN, a +inf or nothing but -inf, has NO_TOKEN and no logprobs; so has a row with a NaN or a +inf after its edits. A sound row whose edits leave nothing but -inf has
-    ALL_FORBIDDEN and no logprobs. Logprobs are those of the logits before all edits.
+    An unsound row, whose logits hold a NaN, a +inf or nothing but -inf, has NO_TOKEN and no logprobs; so has a row with
+    a NaN or a +inf after its edits. A sound row whose edits leave nothing but -inf has ALL_FORBIDDEN and no logprobs.
+    Logprobs are those of the logits before all edits.
     """
 
     token_ids: Int32Array  # [S]

@@ -16,12 +16,15 @@ from roseinfer.server import routes
 from roseinfer.server.documentation import DocumentedApp
 from roseinfer.server.errors import ERROR_RESPONSES, EXCEPTION_HANDLERS
 from roseinfer.server.fingerprint import fingerprint_of
+from roseinfer.server.host_names import ANY
 from roseinfer.server.metrics import ServerMetrics
 from roseinfer.server.middleware.access_log import AccessLogMiddleware
 from roseinfer.server.middleware.auth import AuthMiddleware
-from roseinfer.server.middleware.body_limit import BodyLimitMiddleware
+from roseinfer.server.middleware.body_limit import BODY_SECONDS, MAX_BODY_BYTES, BodyLimitMiddleware
 from roseinfer.server.middleware.crash_guard import CrashGuardMiddleware
+from roseinfer.server.middleware.draining import DrainingMiddleware
 from roseinfer.server.middleware.head_limit import HeadLimitMiddleware
+from roseinfer.server.middleware.host import HostMiddleware
 from roseinfer.server.middleware.request_id import RequestIdMiddleware
 from roseinfer.server.middleware.security_headers import SecurityHeadersMiddleware
 
@@ -32,6 +35,10 @@ def create_app(
     defaults: GenerateParams | None = None,
     api_keys: Sequence[str] = (),
     metrics_prefix: str = "roseinfer",
+    allowed_hosts: Sequence[str] = (ANY,),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    body_seconds: float = BODY_SECONDS,
+    request_timeout: float | None = None,
 ) -> FastAPI:
     """An ASGI app around a running engine, which the caller closes.
 
@@ -39,13 +46,17 @@ def create_app(
         defaults: for fields that a `/generate` body leaves out.
         api_keys: callers must send one of them, if there are any.
         metrics_prefix: roseinfer, vllm or both; what names in /metrics begin with.
+        allowed_hosts: names that the server answers to, see `host_names.py:HostNames`; `*` = any.
+        max_body_bytes: of a request's body.
+        body_seconds: in which it must have arrived.
+        request_timeout: seconds that a request may take from then on; None = any.
     """
     metrics = ServerMetrics(engine.client.max_model_len)
     app = DocumentedApp(
         title="roseinfer",
         summary="An LLM inference server",
         version=roseinfer.__version__,
-        middleware=_middleware(api_keys, metrics),
+        middleware=_middleware(api_keys, metrics, allowed_hosts, max_body_bytes, body_seconds),
         exception_handlers=EXCEPTION_HANDLERS,
         responses=ERROR_RESPONSES,
         redirect_slashes=False,
@@ -57,6 +68,7 @@ def create_app(
     app.state.metrics = engine.observer = metrics
     app.state.metrics_prefix = metrics_prefix
     app.state.is_draining = False
+    app.state.request_timeout = request_timeout
     app.state.fingerprint = fingerprint_of(engine)
     app.state.started_at = int(time.time())
     for router in _routers():
@@ -64,17 +76,25 @@ def create_app(
     return app
 
 
-def _middleware(api_keys: Sequence[str], metrics: ServerMetrics) -> list[Middleware]:
+def _middleware(
+    api_keys: Sequence[str],
+    metrics: ServerMetrics,
+    allowed_hosts: Sequence[str],
+    max_body_bytes: int,
+    body_seconds: float,
+) -> list[Middleware]:
     """Outermost first: every reply gets its id and headers, and no body is read for a caller without a key."""
-    auth = [Middleware(AuthMiddleware, api_keys=api_keys)] if api_keys else []
+    host = [] if ANY in allowed_hosts else [Middleware(HostMiddleware, allowed_hosts=allowed_hosts)]
     return [
         Middleware(AccessLogMiddleware, on_exchange=[metrics.on_exchange]),
         Middleware(RequestIdMiddleware),
         Middleware(SecurityHeadersMiddleware),
         Middleware(CrashGuardMiddleware),
         Middleware(HeadLimitMiddleware),
-        *auth,
-        Middleware(BodyLimitMiddleware),
+        *host,
+        Middleware(DrainingMiddleware),
+        Middleware(AuthMiddleware, api_keys=api_keys),
+        Middleware(BodyLimitMiddleware, max_bytes=max_body_bytes, seconds=body_seconds),
     ]
 
 

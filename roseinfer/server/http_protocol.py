@@ -5,49 +5,144 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from httptools import HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from roseinfer.server.errors import error_response
+from roseinfer.server.errors import OVERLOADED
+from roseinfer.server.http_limits import SharedState
+from roseinfer.server.http_refusal import refusal
+from roseinfer.server.http_transport import ReplyTransport
 from roseinfer.server.middleware.head_limit import MAX_HEAD_BYTES
-from roseinfer.server.middleware.request_id import new_request_id
+
+MAX_PIPELINED = 64  # requests that wait for the one before them
+MAX_LINGERING = 256  # connections beyond the limit that get the time to read why they are refused
+RETRY_SECONDS = 1  # when there may be room for a connection again
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Ends connections that send much and say nothing, and refuses heads that are ambiguous.
+    """Ends connections that send much and say nothing, or that neither send nor read, and refuses ambiguous heads.
 
     Whatever is neither a whole head nor body counts: heads and trailers that drip in, chunk extensions, blank lines.
     A head that arrives in one piece is bounded by `HeadLimitMiddleware`, which can answer it.
+
+    There are no timers: the server calls `check` of each connection about once a second.
     """
+
+    server_state: SharedState
+    transport: ReplyTransport  # type: ignore[assignment]
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.parser = _Parser(self)
         self._num_pending_bytes = 0
+        self._deadline: float | None = None  # for a head; while a request is answered nobody is waiting for one
+        self._is_deaf = False  # what comes is swallowed
+        self._keeps_alive = False  # as the last head would have it
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is read or answered, or a reply is on its way."""
+        return self._is_answering() or not self.transport.is_flushed
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing was ever asked here."""
+        return self.cycle is None
+
+    # -- called by the event loop -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_HeadHolder(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(ReplyTransport(transport, self.loop))  # type: ignore[arg-type]
+        limits = self.server_state.limits
+        self._deadline = self.loop.time() + limits.head_seconds
+        num_excess = len(self.connections) - limits.max_connections
+        if num_excess > 0:
+            self._refuse(503, "the server has too many connections", code=OVERLOADED, retry_after=RETRY_SECONDS)
+        if num_excess > MAX_LINGERING:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport.is_input_open = self.transport.ends_with_close = False
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_deaf or self.transport.half_closed_at is not None:
+            return
         self._num_pending_bytes += len(data)
-        super().data_received(data)
-        if self._num_pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError as error:
+            if not self._is_deaf:
+                self._refuse(400, f"this is no valid HTTP request: {_reason(error)}")
+            return
+        if self.transport.is_input_open:
+            # A reply that is sent before the body is here says that the connection ends with it.
+            self.cycle.keep_alive = False
+        if self._num_pending_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+
+    # -- called by the parser ---------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError(f"more than {MAX_PIPELINED} requests at once")
+        self._deadline = self.loop.time() + self.server_state.limits.head_seconds
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        _check_head(self.parser, self.headers)
-        if not self.parser.should_upgrade():
-            self._num_pending_bytes = 0
-            super().on_headers_complete()
+        _check_head(self.parser, self.url, self.headers)
+        if self.parser.should_upgrade():
+            return
+        self._num_pending_bytes = 0
+        self._deadline = None
+        is_old = self.parser.get_http_version() == "1.0"
+        self.expect_100_continue &= not is_old
+        super().on_headers_complete()
+        if is_old:
+            self.cycle.__class__ = _CloseDelimitedCycle
+        self._keeps_alive = self.cycle.keep_alive
+        self.cycle.keep_alive &= not self.server_state.is_draining
+        self.transport.is_input_open = True
 
     def on_body(self, body: bytes) -> None:
         self._num_pending_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():
-            self._num_pending_bytes = 0
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        self._num_pending_bytes = 0
+        self._is_deaf = not self._keeps_alive
+        self.transport.is_input_open = False
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps_alive and not self.server_state.is_draining
+        super().on_message_complete()
+
+    # -- called by the request --------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._deadline is not None:
+            self._deadline = self.loop.time() + self.server_state.limits.head_seconds
+
+    # -- called by the server ---------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Ends the connection if its caller has taken too long."""
+        limits = self.server_state.limits
+        half_closed_at = self.transport.half_closed_at
+        if self.transport.stalled_seconds(now) >= limits.write_seconds or (
+            half_closed_at is not None and now - half_closed_at >= limits.linger_seconds
+        ):
+            self.transport.reset()
+        elif self._deadline is not None and now >= self._deadline and not self._is_answering():
+            self._end_of_patience(limits.head_seconds)
+
+    def drop(self) -> None:
+        """At once; a reply that is cut off is seen to be."""
+        self.transport.reset()
 
     def head_without_upgrade(self) -> bytes:
         """The last head as it would be without its offer."""
@@ -55,23 +150,53 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         headers = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         return b"%s %s HTTP/%s\r\n%s\r\n" % (*start, b"".join(headers))
 
-    def send_400_response(self, msg: str) -> None:
-        """In the shape of every error; behind a reply that has begun there is nothing left but to hang up."""
+    # -- parts ------------------------------------------------------------------------------------------------
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.disconnected
+
+    def _end_of_patience(self, seconds: float) -> None:
+        self._deadline = None
+        if self._num_pending_bytes:
+            self._refuse(408, f"the request's head did not arrive within {seconds:g} seconds")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, message: str, *, code: str | None = None, retry_after: int | None = None) -> None:
+        """Nothing is read any more. Whole requests that came before are answered; the reply must not get into theirs.
+
+        Within the body of a request that waits for others, or whose reply has begun, there is nothing left but to
+        hang up.
+        """
+        self._is_deaf = True
+        if self._is_answering() and not self.transport.is_input_open:
+            self.cycle.keep_alive = False
+            return
         if not self._is_replying():
-            body = bytes(error_response(400, msg).body)
-            headers = {
-                "connection": "close",
-                "content-type": "application/json",
-                "content-length": len(body),
-                "x-request-id": new_request_id(),
-            }
-            lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-            self.transport.write("\r\n".join(lines).encode() + body)
+            self.transport.write(refusal(status, message, code=code, retry_after=retry_after))
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.is_input_open = True
         self.transport.close()
 
     def _is_replying(self) -> bool:
-        is_started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        return is_started or bool(self.pipeline)
+        return bool(self.pipeline) or (self._is_answering() and self.cycle.response_started)
+
+
+class _CloseDelimitedCycle(RequestResponseCycle):
+    """HTTP/1.0 knows no chunks: a reply of unknown length ends with the connection."""
+
+    transport: ReplyTransport  # type: ignore[assignment]
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.transport.ends_with_close = all(name != b"content-length" for name, _ in message["headers"])
+            self.chunked_encoding = False if self.transport.ends_with_close else None
+        elif self.transport.ends_with_close:
+            self.expected_content_length = len(message.get("body", b""))
+            self.transport.ends_with_close = message.get("more_body", False)
+        await super().send(message)
 
 
 class _Parser(HttpRequestParser):
@@ -95,43 +220,31 @@ class _Parser(HttpRequestParser):
                 super().feed_data(self._protocol.head_without_upgrade())
 
 
-class _HeadHolder:
-    """A transport that keeps a reply's head back for its first piece of body, if that follows at once.
-
-    uvicorn writes them one after the other: two packets and two system calls, here and with the caller.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self._flush)
-            return
-        self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-def _check_head(parser: HttpRequestParser, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises ValueError, which stops the parser; uvicorn answers with 400."""
+def _check_head(parser: HttpRequestParser, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises ValueError for what two readers may read differently; it stops the parser, and 400 is the answer."""
     version = parser.get_http_version()
     if version not in ("1.0", "1.1") or parser.get_method() == b"CONNECT":
-        raise ValueError("this is no request for an HTTP server of today")
-    if version == "1.1" and sum(name == b"host" for name, _ in headers) != 1:  # RFC 9112, 3.2
+        raise ValueError("this server speaks HTTP 1.0 and 1.1, and is no proxy")
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1 and (hosts or version == "1.1"):  # RFC 9112, 3.2
         raise ValueError("a request needs exactly one Host header")
+    if not url.startswith(b"/"):
+        _check_target(url, hosts)
+    for name, value in headers:
+        if name == b"transfer-encoding" and (version == "1.0" or value.lower() != b"chunked"):  # RFC 9112, 6.1
+            raise ValueError("the only Transfer-Encoding is chunked, since HTTP/1.1")
+
+
+def _check_target(url: bytes, hosts: list[bytes]) -> None:
+    """A target that names the host itself must name the same as the Host header; RFC 9112, 3.2.2 has it win."""
+    target = parse_url(url)
+    if not target.host or not target.path:
+        raise ValueError("the request's target must be a path")
+    authority = target.host if target.port is None else b"%s:%d" % (target.host, target.port)
+    if target.userinfo or any(host.lower() != authority.lower() for host in hosts):
+        raise ValueError("the request's target and its Host header disagree")
+
+
+def _reason(error: HttpParserError) -> str:
+    """Ours, where one of our checks has stopped the parser, otherwise the parser's."""
+    return str(error.__context__ or error)

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
+import math
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
 
+from roseinfer.server.http_limits import MAX_CONNECTIONS, HttpLimits, SharedState
 from roseinfer.server.http_protocol import BoundedHttpProtocol
+from roseinfer.server.http_transport import SEND_BUFFER_BYTES
+from roseinfer.server.open_files import make_room_for
 
 logger = logging.getLogger("roseinfer")
 
-DRAIN_SECONDS = 30
-KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, or they would race with our closing them
+DRAIN_SECONDS = 30.0
 BACKLOG = 2048
+END_SECONDS = 1.0  # for replies to say that the server stops
+TICK_SECONDS = 0.05
 
 
-def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> uvicorn.Server:
-    """uvicorn with our limits; its `run` takes the sockets to serve."""
+def make_server(
+    app: FastAPI,
+    log_level: str,
+    on_ready: Callable[[], None],
+    *,
+    max_connections: int = MAX_CONNECTIONS,
+    drain_timeout: float = DRAIN_SECONDS,
+    limits: HttpLimits | None = None,
+) -> HttpServer:
+    """uvicorn with our limits; its `run` takes the sockets to serve.
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            on_ready()
-
-        def handle_exit(self, sig: int, frame: object) -> None:
-            """The first signal lets requests finish; the next one finds the default handler, which kills."""
-            logger.info("stopping; running requests have %d seconds, a second signal ends them", DRAIN_SECONDS)
-            self.should_exit = True
-            app.state.is_draining = True
-            for handled in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(handled, signal.SIG_DFL)
-
+    Args:
+        max_connections: more are refused with 503; fewer, with a warning, where the limit on open files asks for it.
+        drain_timeout: seconds that running requests have to finish once the server is told to stop.
+        limits: of connections, beside their number.
+    """
+    limits = dataclasses.replace(limits or HttpLimits(), max_connections=make_room_for(max_connections))
+    if limits.max_connections < max_connections:
+        logger.warning("at most %d connections: the limit on open files allows no more", limits.max_connections)
     settings = uvicorn.Config(
         app,
         http=BoundedHttpProtocol,
@@ -47,7 +58,84 @@ def make_server(app: FastAPI, log_level: str, on_ready: Callable[[], None]) -> u
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(drain_timeout),
+        timeout_keep_alive=limits.keep_alive_seconds,
     )
-    return Server(settings)
+    return HttpServer(settings, app, on_ready, limits, drain_timeout)
+
+
+class HttpServer(uvicorn.Server):
+    """Told to stop, it goes on listening, answers with 503 and lets running requests finish; see `handle_exit`."""
+
+    server_state: SharedState
+
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        app: FastAPI,
+        on_ready: Callable[[], None],
+        limits: HttpLimits,
+        drain_timeout: float,
+    ) -> None:
+        super().__init__(settings)
+        self.server_state = SharedState(limits)
+        self._app = app
+        self._on_ready = on_ready
+        self._drain_timeout = drain_timeout
+        self._drain_until = math.inf  # on `time.monotonic`
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in sockets or ():  # what they accept inherits it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        await super().startup(sockets)
+        self._sweeper = asyncio.create_task(self._sweep())
+        self._on_ready()
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """The first signal lets requests finish; the next one finds the default handler, which kills."""
+        logger.info("stopping; running requests have %g seconds, a second signal ends them", self._drain_timeout)
+        self._drain_until = time.monotonic() + self._drain_timeout
+        self._app.state.is_draining = self.server_state.is_draining = True
+        for handled in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(handled, signal.SIG_DFL)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or (self.server_state.is_draining and self._has_drained())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.is_draining = self.server_state.is_draining = True
+        if time.monotonic() >= self._drain_until:
+            await self._end_requests()
+        await super().shutdown(sockets)
+        self._sweeper.cancel()
+
+    def _has_drained(self) -> bool:
+        """Whether nothing runs any more, or for too long. New connections may still bring a request to refuse."""
+        for connection in self._connections():
+            if not connection.is_unused:
+                connection.shutdown()
+        return not self._is_busy() or time.monotonic() >= self._drain_until
+
+    async def _end_requests(self) -> None:
+        """The engine's end is an error for each request that runs, which its reply tells; what remains is cut off."""
+        logger.warning("%d requests did not finish in time", len(self.server_state.tasks))
+        asyncio.get_running_loop().run_in_executor(None, self._app.state.engine.client.close)
+        deadline = time.monotonic() + END_SECONDS
+        while self._is_busy() and time.monotonic() < deadline:
+            await asyncio.sleep(TICK_SECONDS)
+        for connection in self._connections():
+            connection.drop()
+
+    async def _sweep(self) -> None:
+        loop, seconds = asyncio.get_running_loop(), self.server_state.limits.sweep_seconds
+        while True:
+            await asyncio.sleep(seconds)
+            now = loop.time()
+            for connection in self._connections():
+                connection.check(now)
+
+    def _is_busy(self) -> bool:
+        return bool(self.server_state.tasks) or any(connection.is_busy for connection in self._connections())
+
+    def _connections(self) -> list[BoundedHttpProtocol]:
+        return [each for each in self.server_state.connections if isinstance(each, BoundedHttpProtocol)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from roseinfer.core.config import Config, load_api_keys
 from roseinfer.core.errors import ConfigError, EngineError
 from roseinfer.core.interpreter import settle_interpreter
+from roseinfer.server.host_names import allowed_hosts_in
 from roseinfer.server.startup import import_fastapi, quick_start
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
     """
     set_up_logging(config.log_level)
     api_keys = load_api_keys(config)
+    allowed_hosts = allowed_hosts_in(config.allowed_hosts, is_loopback=_is_loopback(config.host))
     with bind(config.host, config.port) as listener:
         if not api_keys and not _is_loopback(config.host):
             logger.warning("anybody who can reach %s may use this server; see --api-key", config.host)
@@ -38,9 +40,23 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 from roseinfer.server.http_server import make_server
                 from roseinfer.server.middleware.access_log import set_up_access_log
 
-                app = create_app(engine, defaults=defaults, api_keys=api_keys, metrics_prefix=config.metrics_prefix)
+                app = create_app(
+                    engine,
+                    defaults=defaults,
+                    api_keys=api_keys,
+                    metrics_prefix=config.metrics_prefix,
+                    allowed_hosts=allowed_hosts,
+                    max_body_bytes=config.max_body_size,
+                    request_timeout=config.request_timeout or None,
+                )
                 set_up_access_log(config.access_log, is_debug=config.log_level == "debug")
-                server = make_server(app, config.log_level, lambda: _announce(engine, listener))
+                server = make_server(
+                    app,
+                    config.log_level,
+                    lambda: _announce(engine, listener),
+                    max_connections=config.max_connections,
+                    drain_timeout=config.drain_timeout,
+                )
                 settle_interpreter()
             reasons: list[str] = []
 

@@ -116,7 +116,7 @@ def test_the_seeds_command_line(start: Start) -> None:
     ("arguments", "said"),
     [
         (["--port", "0"], "--checkpoint-path"),
-        (["--checkpoint-path", "m", "--top-p", "7"], "top_p must be between"),
+        (["--checkpoint-path", "m", "--top-p", "7"], "top_p must be greater than 0"),
         (["--checkpoint-path", "m", "--port", "x"], "--port must be a whole number"),
     ],
 )

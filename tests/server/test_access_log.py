@@ -24,6 +24,7 @@ from roseinfer.core.metrics import RequestRecord
 from roseinfer.server.middleware.access_log import (
     AccessLogMiddleware,
     Exchange,
+    _dropped_line,
     describe,
     line_of,
     logger,
@@ -70,6 +71,7 @@ def lines() -> Iterator[Lines]:
     lines = Lines()
     with kept_logger():
         set_up_access_log(True)
+        logger.handlers[0].close()
         logger.handlers = [lines]
         yield lines
 
@@ -239,6 +241,7 @@ def test_where_lines_go(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCa
     with kept_logger(), caplog.at_level(logging.DEBUG):
         set_up_access_log(True)
         run(replying(b""), path="/a\nb")
+        logger.handlers[0].close()
         set_up_access_log(False)
         run(replying(b""))
     shown = capsys.readouterr()
@@ -254,6 +257,17 @@ def test_a_log_that_nobody_reads_disturbs_nobody(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "stdout", closed)
         set_up_access_log(True)
         assert run(replying(b""))[0]["status"] == 200
+        logger.handlers[0].close()
+
+
+def test_a_log_that_is_read_late_says_what_it_lacks(capfd: pytest.CaptureFixture[str]) -> None:
+    with kept_logger():
+        set_up_access_log(True)
+        logger.handlers[0].emit(logging.makeLogRecord({"msg": '{"path":"/a"}'}))
+        dropped = json.loads(_dropped_line(3))
+        logger.handlers[0].close()
+    assert capfd.readouterr().out == '{"path":"/a"}\n'
+    assert (dropped["error"], dropped["num_dropped_lines"]) == ("log_too_slow", 3)
 
 
 def record(**changes: Any) -> RequestRecord:

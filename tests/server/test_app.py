@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import re
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -14,10 +16,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 import roseinfer
 from roseinfer.server import create_app
+from roseinfer.server.middleware.auth import AuthMiddleware
 from roseinfer.server.middleware.body_limit import MAX_BODY_BYTES, BodyLimitMiddleware
 from roseinfer.server.middleware.crash_guard import CrashGuardMiddleware
 from tests.fake_model import fake_engine
 from tests.server.live import LiveServer, StartServer, assert_error, serving
+from tests.server.raw_client import exchange
 
 
 @pytest.mark.parametrize(("method", "content"), [("GET", b'{"status":"ok"}'), ("HEAD", b"")])
@@ -64,8 +68,13 @@ def test_headers_of_every_reply(server: LiveServer, path: str) -> None:
     headers = server.client.get(path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "no-store"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["content-security-policy"].startswith("default-src 'none'; ")
     assert headers["x-request-id"]
-    assert "server" not in headers
+    assert not [name for name in headers if name == "server" or name.startswith("access-control-")]
+    assert len(set(headers)) == len(headers.raw)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,90 @@ def test_nothing_without_a_key(locked: LiveServer, authorization: str | None, pa
     reply = locked.client.post(path, content=b"{", headers=headers)
     assert_error(reply, 401, code="invalid_api_key")
     assert reply.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models",
+        "/metrics",
+        "/",
+        "/health/",
+        "/health//live",
+        "/Health",
+        "/HEALTH/LIVE",
+        "/health/live/",
+        "/health/liver",
+        "/health/../v1/models",
+        "/health/live/../../v1/models",
+        "/health/%2e%2e/v1/models",
+        "/health%2f..%2fv1%2fmodels",
+        "/health%00",
+        "/health;/v1/models",
+        "/health\\..\\v1\\models",
+        "/%2fhealth",
+        "//health",
+        "/./health",
+        "/v1/models?/health",
+        "/v1/models%3f/health",
+        "/v1/models%23/health",
+        "/v1/models/../../health",
+    ],
+)
+def test_no_path_gets_around_the_key(locked: LiveServer, path: str) -> None:
+    reply = exchange(locked.port, b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path.encode())
+    assert reply.startswith(b"HTTP/1.1 401 "), reply
+
+
+def test_an_absolute_target_does_not_get_around_the_key(locked: LiveServer) -> None:
+    reply = exchange(locked.port, b"GET http://x/v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+def test_browsers_ask_for_the_key(locked: LiveServer, path: str) -> None:
+    refusal = locked.client.get(path)
+    assert_error(refusal, 401, code="invalid_api_key")
+    challenges = refusal.headers.get_list("www-authenticate")
+    assert challenges == ["Bearer", 'Basic realm="roseinfer", charset="UTF-8"']
+    for user in ("", "anybody"):
+        assert locked.client.get(path, auth=(user, "schlüssel")).status_code == 200
+    assert locked.client.get(path, headers={"Authorization": "Bearer sesame"}).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["!", "c2VzYW1l", "OnNlc2FtZQ", "OnNlc2Ft", "OnNlc2FtZTo=", "//79"])
+def test_wrong_passwords(locked: LiveServer, token: str) -> None:
+    """No base64, no colon, no padding, "sesam", "sesame:" and bytes."""
+    assert_error(locked.client.get("/docs", headers={"Authorization": f"Basic {token}"}), 401, code="invalid_api_key")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/generate"), ("GET", "/v1/models"), ("POST", "/docs")])
+def test_the_password_is_for_documentation_only(locked: LiveServer, method: str, path: str) -> None:
+    """A browser sends it along whoever's page makes it ask."""
+    reply = locked.client.request(method, path, auth=("", "sesame"))
+    assert_error(reply, 401, code="invalid_api_key")
+    assert reply.headers.get_list("www-authenticate") == ["Bearer"]
+
+
+def tenant_of(api_keys: list[str], path: str = "/v1/models", **headers: str) -> str:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["state"]["tenant"])
+
+    seen: list[str] = []
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": raw, "state": {}}
+    asyncio.run(AuthMiddleware(app, api_keys)(scope, None, None))  # type: ignore[arg-type]
+    return seen[0]
+
+
+def test_callers_are_told_apart_by_their_keys() -> None:
+    keys = ["sesame", "schlüssel"]
+    tenants = [tenant_of(keys, authorization=f"Bearer {key}") for key in keys]
+    assert len(set(tenants)) == 2
+    assert all(re.fullmatch("[0-9a-f]{16}", tenant) for tenant in tenants)
+    assert tenant_of(keys, x_api_key="sesame") == tenant_of(["sesame"], authorization="bearer sesame") == tenants[0]
+    assert tenants[0] not in hashlib.sha256(b"sesame").hexdigest()
+    assert tenant_of(keys, "/health") == tenant_of([], authorization="Bearer sesame") == tenant_of([]) == ""
 
 
 @pytest.mark.parametrize("authorization", ["Bearer sesame", "bearer  sesame", "Bearer schlüssel"])

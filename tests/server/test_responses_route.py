@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from pydantic import BaseModel
+from starlette.requests import Request
 
 from roseinfer.server.responses.responding import prepare_response
 from roseinfer.server.schemas.responses import ResponseReply, ResponseRequest
@@ -171,8 +173,10 @@ def test_parsing(server: ScriptedServer, client: openai.OpenAI) -> None:
 def test_what_an_answer_must_be_reaches_the_engine(
     server: ScriptedServer, body: dict[str, Any], kind: str | None
 ) -> None:
-    request = ResponseRequest.model_validate({**ASK, **body})
-    grammar = asyncio.run(prepare_response(server.engine, request)).generations[0].request.grammar
+    app = SimpleNamespace(state=SimpleNamespace(engine=server.engine))
+    request = Request({"type": "http", "app": app, "state": {}})
+    job = asyncio.run(prepare_response(ResponseRequest.model_validate({**ASK, **body}), request))
+    grammar = job.generations[0].request.grammar
     assert (grammar.kind if grammar else None) == kind
 
 

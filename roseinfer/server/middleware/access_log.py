@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roseinfer.core.metrics import RequestRecord
+from roseinfer.server.line_writer import LineWriter, write_text
 from roseinfer.server.middleware.auth import OPEN_PATHS
 
 logger = logging.getLogger("roseinfer.access")
@@ -102,16 +102,30 @@ def set_up_access_log(is_wanted: bool, *, is_debug: bool = False) -> None:
     logger.disabled = not is_wanted
     logger.propagate = False
     logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
-    logger.handlers = [_LineHandler()]
+    logger.handlers = [_LineHandler()] if is_wanted else []
 
 
 class _LineHandler(logging.Handler):
-    """A log that nobody reads any more must not disturb what is served."""
+    """A log that nobody reads any more must not disturb what is served. Closed by `logging` when the process ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writer = LineWriter(lambda text: write_text(sys.stdout, text), _dropped_line)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed file is a ValueError
-            sys.stdout.write(record.getMessage() + "\n")
-            sys.stdout.flush()
+        self._writer.put(record.getMessage())
+
+    def close(self) -> None:
+        self._writer.close()
+        super().close()
+
+
+def _dropped_line(count: int) -> str:
+    return _encode({"time": _now(), "error": "log_too_slow", "num_dropped_lines": count})
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write(exchange: Exchange) -> None:
@@ -125,7 +139,7 @@ def line_of(exchange: Exchange) -> str:
     scope = exchange.scope
     client = scope.get("client")
     fields = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": _now(),
         "request_id": scope.get("state", {}).get("request_id"),
         "method": scope["method"],
         "path": scope["path"],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from roseinfer.core.limits import BODY_BYTES
 from roseinfer.server.errors import error_response
 from roseinfer.server.interruptible import Interruptible
 
-MAX_BODY_BYTES = 8 * 2**20
+MAX_BODY_BYTES = BODY_BYTES.most
 BODY_SECONDS = 30.0
+CLOSE = {"Connection": "close"}  # the rest of the body is not waited for
 
 
 class BodyTooLargeError(Exception):
@@ -41,9 +42,9 @@ class BodyLimitMiddleware:
         except DisconnectedError:
             return
         except BodyTooLargeError:
-            refusal = error_response(413, f"the body is larger than {self._max_bytes} bytes")
+            refusal = error_response(413, f"the body is larger than {self._max_bytes} bytes", headers=CLOSE)
         except BodyTooSlowError:
-            refusal = error_response(408, f"the body did not arrive within {self._seconds:g} seconds")
+            refusal = error_response(408, f"the body did not arrive within {self._seconds:g} seconds", headers=CLOSE)
         else:
             await self.app(scope, _replay(body, receive), send)
             return
@@ -58,8 +59,7 @@ class BodyLimitMiddleware:
                 deadline.cancel()
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
+        if _declared_bytes(scope) > self._max_bytes:
             raise BodyTooLargeError
         chunks: list[bytes] = []
         num_bytes = 0
@@ -73,6 +73,13 @@ class BodyLimitMiddleware:
                 raise BodyTooLargeError
             if not message.get("more_body", False):
                 return b"".join(chunks)
+
+
+def _declared_bytes(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value[:20]) if value.isdigit() else 0
+    return 0
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

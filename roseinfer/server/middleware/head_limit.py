@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from roseinfer.core.limits import HEAD_BYTES
 from roseinfer.server.errors import error_response
 
-MAX_HEAD_BYTES = 16 * 1024
+MAX_HEAD_BYTES = HEAD_BYTES.most
 
 
 class HeadLimitMiddleware:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import re
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADER = "X-Request-Id"
+HEADER = b"x-request-id"
 _random = random.Random()
-_HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HARMLESS = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIdMiddleware:
@@ -21,21 +20,23 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = request_id_of(Headers(scope=scope))
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                message["headers"] = [*message.get("headers", ()), (HEADER, request_id.encode())]
             await send(message)
 
         await self.app(scope, receive, send_with_id)
 
 
-def request_id_of(headers: Headers) -> str:
+def request_id_of(scope: Scope) -> str:
     """What goes into logs and replies must not be able to forge either."""
-    given = headers.get(HEADER, "")
-    return given if _HARMLESS.fullmatch(given) else new_request_id()
+    for name, value in scope["headers"]:
+        if name == HEADER:
+            return str(value, "ascii") if _HARMLESS.fullmatch(value) else new_request_id()
+    return new_request_id()
 
 
 def new_request_id() -> str:

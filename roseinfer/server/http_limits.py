@@ -1,0 +1,34 @@
+"""What a connection may take, and what all connections of a server share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uvicorn.server import ServerState
+
+MAX_CONNECTIONS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Times are in seconds. A body's time is the body limit's, whose reply tells of it."""
+
+    head_seconds: float = 10.0  # from a head's first byte, or from the connection's start if nothing comes
+    write_seconds: float = 60.0  # in which a caller must take something of what waits for it
+    linger_seconds: float = 5.0  # for a caller to read why it is hung up on
+    keep_alive_seconds: int = 75  # longer than clients keep idle connections, or they would race with our closing them
+    max_connections: int = MAX_CONNECTIONS
+
+    @property
+    def sweep_seconds(self) -> float:
+        """How often connections are looked at; a deadline is late by as much."""
+        return min(1.0, self.head_seconds / 4, self.write_seconds / 4, self.linger_seconds / 4)
+
+
+class SharedState(ServerState):
+    """Of one server; its protocols have it as `server_state`."""
+
+    def __init__(self, limits: HttpLimits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.is_draining = False

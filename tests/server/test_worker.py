@@ -1,0 +1,89 @@
+"""Long work on a thread of its own, in a bounded amount."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from roseinfer.core.errors import OverloadedError
+from roseinfer.server.worker import MAX_INLINE_CHARS, LongWork, run_sized
+
+LARGE = MAX_INLINE_CHARS + 1
+
+
+def thread_name() -> str:
+    return threading.current_thread().name
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    return threading.Event()
+
+
+def test_short_work_is_done_here_and_long_work_elsewhere() -> None:
+    async def main() -> None:
+        work, here = LongWork(), thread_name()
+        assert await run_sized(MAX_INLINE_CHARS, thread_name) == here
+        assert await run_sized(LARGE, thread_name) != here
+        assert await work.run_sized(MAX_INLINE_CHARS, thread_name) == here
+        assert (await work.run_sized(LARGE, thread_name)).startswith("roseinfer-long-work")
+        assert here != await work.run_rendering(10, thread_name) != await work.run_rendering(LARGE, thread_name)
+
+    asyncio.run(main())
+
+
+def test_work_takes_turns_and_too_much_is_refused(gate: threading.Event) -> None:
+    async def main() -> None:
+        work = LongWork(max_pending_chars=100)
+        first = asyncio.create_task(work.run(60, gate.wait))
+        second = asyncio.create_task(work.run(40, thread_name))
+        await asyncio.sleep(0.01)
+        assert work.num_pending_chars == 100
+        with pytest.raises(OverloadedError, match="100 characters") as refusal:
+            await work.run(1, thread_name)
+        assert refusal.value.retry_after == 1.0
+        assert not second.done()
+        gate.set()
+        await asyncio.gather(first, second)
+        assert await work.run(100, thread_name)
+        assert work.num_pending_chars == 0
+
+    asyncio.run(main())
+
+
+def test_what_never_fits_is_done_when_nothing_else_is() -> None:
+    work = LongWork(max_pending_chars=100)
+    assert asyncio.run(work.run(1000, thread_name))
+
+
+def test_hanging_up_makes_no_room_before_the_thread_is_done(gate: threading.Event) -> None:
+    async def main() -> None:
+        work = LongWork(max_pending_chars=100)
+        running = asyncio.create_task(work.run(60, gate.wait))
+        waiting = asyncio.create_task(work.run(40, thread_name))
+        await asyncio.sleep(0.01)
+        for task in (running, waiting):
+            task.cancel()
+        await asyncio.gather(running, waiting, return_exceptions=True)
+        assert work.num_pending_chars == 60  # who had not begun is forgotten
+        gate.set()
+        while work.num_pending_chars:
+            await asyncio.sleep(0.001)
+        assert await work.run(100, thread_name)
+
+    asyncio.run(main())
+
+
+def test_an_error_passes_and_makes_room() -> None:
+    def fail() -> None:
+        raise ValueError("oh")
+
+    async def main() -> None:
+        work = LongWork()
+        with pytest.raises(ValueError, match="oh"):
+            await work.run(10, fail)
+        assert work.num_pending_chars == 0
+
+    asyncio.run(main())
