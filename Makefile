@@ -5,9 +5,12 @@ MODEL ?= smollm2-135m
 VENV := .venv
 BIN := $(VENV)/bin
 FIGURES := build/bench
+# Under a sanitizer memory does not run out the way that the deselected test arranges.
+SANITIZED_TESTS := tests/backends/native --deselect \
+    tests/backends/native/test_regressions.py::test_a_worker_without_memory_fails_the_call_only
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve test check bench chaos soak format clean
+.PHONY: serve test check bench chaos soak fuzz sanitize format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/roseinfer serve $(MODEL) --port $(PORT)
@@ -21,6 +24,18 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*.inl
 	$(BIN)/python -m pytest -q tests/test_import_rule.py
+
+# Hostile model files, ten minutes on two cores; the suite runs a few thousand of each format.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz gguf safetensors --count 100000
+	$(BIN)/python -m tests.fuzz torch --count 20000
+	$(BIN)/python -m tests.fuzz config program tokenizer template --count 5000
+
+# The kernels built with the address, undefined-behaviour and thread sanitizers, under their tests and odd models.
+sanitize: $(VENV)/.test
+	VENV=$(VENV) sh scripts/sanitize.sh address -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS)
+	VENV=$(VENV) sh scripts/sanitize.sh address -m tests.fuzz program gguf safetensors torch --count 2000 --memory 0
+	VENV=$(VENV) sh scripts/sanitize.sh thread -m tests.fuzz program --count 500 --memory 0
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.kernels --quick --json $(FIGURES)/kernels.json

@@ -1,102 +1,19 @@
-"""Damaged and hostile model files, made from sound ones by seeded mutators, and the judge of how they are received.
-
-A mutant must be refused by a `CheckpointError` or load correctly, within `MAX_SECONDS`. The suite runs a few thousand
-per container; `python -m tests.mutants --help` runs as many as wanted.
+"""What mutants of model files are made with: seeded damages to bytes, numbers and JSON, and raw writers of the
+containers that write whatever they are told. `tests.fuzz` makes and judges the mutants.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
 import io
 import json
-import pickle
-import pickletools
 import random
-import resource
-import shutil
 import struct
-import sys
-import tempfile
-import time
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
-from roseinfer.checkpoints import Checkpoint, open_checkpoint
-from roseinfer.core.errors import CheckpointError, UnsupportedModelError
-from roseinfer.quant import format_names, get_format
-
-MAX_SECONDS = 2.0
 NUMBERS = [0, 1, 2, 3, 7, 8, 31, 32, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
 NUMBERS += [2**32, 2**40, 2**53, 2**61, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 8, 2**64 - 1]
-
-
-class Mutant(NamedTuple):
-    """File name → content; the empty name stands for the file opened itself, others lie in a directory."""
-
-    files: dict[str, bytes]
-
-    def write(self, folder: Path) -> Path:
-        for old in folder.iterdir():
-            old.unlink()  # a new file is written much faster than an old one is cut to nothing
-        for name, content in self.files.items():
-            (folder / (name or "mutant")).write_bytes(content)
-        return folder / "mutant" if "" in self.files else folder
-
-
-# -- the judge --------------------------------------------------------------------------------------------------
-
-
-def receive(path: Path) -> str:
-    """Opens and reads everything; "loaded", or the refusing error's class. Any other behaviour raises."""
-    start = time.perf_counter()
-    refusal = None
-    try:
-        with open_checkpoint(path) as checkpoint:
-            read_everything(checkpoint)
-    except CheckpointError as error:
-        refusal = error
-    seconds = time.perf_counter() - start
-    assert seconds < MAX_SECONDS, f"took {seconds:.1f} s"
-    assert refusal is None or str(refusal).startswith(str(path)), f"does not name the file: {refusal}"
-    return type(refusal).__name__ if refusal else "loaded"
-
-
-def read_everything(checkpoint: Checkpoint) -> None:
-    assert checkpoint.architecture
-    dict(checkpoint.config)
-    dict(checkpoint.generation_config)
-    for name, tensor in checkpoint.tensors.items():
-        assert tensor.name == name
-        assert tensor.data.dtype == np.uint8
-        assert min(tensor.shape, default=1) > 0
-        tensor.data.max()
-        if tensor.format in format_names():
-            weight_format = get_format(tensor.format)
-            num_values = int(np.prod(tensor.shape, dtype=object))
-            assert tensor.data.nbytes * weight_format.block_size == num_values * weight_format.block_bytes
-            with np.errstate(all="ignore"):
-                assert tensor.numpy().shape == tensor.shape
-        else:
-            assert_refused(tensor.format)
-
-
-def assert_refused(format_name: str) -> None:
-    try:
-        get_format(format_name)
-    except UnsupportedModelError:
-        return
-    raise AssertionError(f"{format_name} is not refused")
-
-
-def run(mutants: Iterator[Mutant], count: int, folder: Path) -> Counter[str]:
-    """Outcomes of `count` mutants. The one that is received wrongly is left in `folder`."""
-    return Counter(receive(next(mutants).write(folder)) for _ in range(count))
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------
@@ -142,6 +59,14 @@ def _repeat(data: bytearray, at: int, rng: random.Random) -> None:
 
 
 _BYTE_MUTATORS = [_flip, _flip, _set, _number, _number, _cut, _remove, _insert, _repeat]
+
+
+def near_number(field: bytearray, rng: random.Random) -> bytes:
+    """A hostile number, or one close to what was there, or one that overflows when it is multiplied."""
+    value, limit = int.from_bytes(field, "little"), 2 ** (8 * len(field))
+    near = [value + 1, value - 1, value * 2, value + 32, value ^ 1 << rng.randrange(8 * len(field))]
+    overflowing = [limit // max(1, rng.choice([2, 4, 18, 32])) + 1]
+    return (rng.choice([*near, *overflowing, *NUMBERS, *NUMBERS]) % limit).to_bytes(len(field), "little")
 
 
 # -- GGUF -------------------------------------------------------------------------------------------------------
@@ -206,35 +131,13 @@ def sound_gguf() -> GgufBytes:
     return gguf.tensor("output_norm.weight", [16], 1, 320)
 
 
-def gguf_mutants(seed: int) -> Iterator[Mutant]:
-    rng = random.Random(seed)
-    layout = sound_gguf()
-    tensor_data = random.Random(0).randbytes(384)
-    sound = layout.end(tensor_data)
-    while True:
-        if rng.random() < 0.5:
-            mutant = bytearray(sound)
-            for offset, size in rng.sample(layout.fields, rng.choice([1, 1, 2])):
-                mutant[offset : offset + size] = _near(mutant[offset : offset + size], rng)
-            yield Mutant({"": bytes(mutant)})
-        else:
-            yield Mutant({"": mutate_bytes(sound, rng, head=len(layout.data))})
-
-
-def _near(field: bytearray, rng: random.Random) -> bytes:
-    """A hostile number, or one close to what was there, or one that overflows when it is multiplied."""
-    value, limit = int.from_bytes(field, "little"), 2 ** (8 * len(field))
-    near = [value + 1, value - 1, value * 2, value + 32, value ^ 1 << rng.randrange(8 * len(field))]
-    overflowing = [limit // max(1, rng.choice([2, 4, 18, 32])) + 1]
-    return (rng.choice([*near, *overflowing, *NUMBERS, *NUMBERS]) % limit).to_bytes(len(field), "little")
-
-
 # -- JSON and safetensors ---------------------------------------------------------------------------------------
 
 HOSTILE_VALUES: list[Callable[[], Any]] = [
     *(lambda number=number: number for number in [*NUMBERS, -1, -(2**63), 0.5, 1e308, float("nan"), float("inf")]),
     lambda: None,
     lambda: True,
+    lambda: False,
     lambda: "",
     lambda: "../../etc/passwd",
     lambda: "/dev/zero.safetensors",
@@ -256,65 +159,46 @@ def _nest(depth: int) -> Any:
     return value
 
 
-def mutate_json(value: Any, rng: random.Random) -> bytes:
-    """Replaces, removes, doubles or renames a value somewhere inside, or damages the text."""
-    value = copy.deepcopy(value)
-    parent, key = rng.choice(list(_places(value)))
-    action = rng.randrange(5)
+def mutate_json(text: str, rng: random.Random, words: list[Any] | None = None) -> bytes:
+    """One to three values removed, renamed, exchanged or replaced, half of them by one of `words`, which mean something
+    to the reader; sometimes the text itself is damaged.
+    """
+    value = json.loads(text)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if value:
+            _mutate_value(value, rng, words or [])
+    mutant = json.dumps(value).encode()
+    return mutate_bytes(mutant, rng, len(mutant)) if rng.random() < 0.1 else mutant
+
+
+def _mutate_value(root: Any, rng: random.Random, words: list[Any]) -> None:
+    parent, key = _random_place(root, rng)
+    action = rng.randrange(6)
     if action == 0:
         del parent[key]
     elif action == 1 and isinstance(parent, dict):
         parent[rng.choice(["", "x", "\0", *map(str, parent)])] = parent.pop(key)
     elif action == 2:
-        _, other = rng.choice(list(_places(value)))
-        parent[key] = other
+        other, other_key = _random_place(root, rng)
+        parent[key] = json.loads(json.dumps(other[other_key]))
+    elif words and action < 5:
+        parent[key] = json.loads(json.dumps(rng.choice(words)))
     else:
         parent[key] = rng.choice(HOSTILE_VALUES)()
-    text = json.dumps(value).encode()
-    return mutate_bytes(text, rng, len(text)) if rng.random() < 0.2 else text
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-    for key, child in items:
-        yield value, key
-        if isinstance(child, (dict, list)) and child:
-            yield from _places(child)
+def _random_place(value: Any, rng: random.Random) -> tuple[Any, Any]:
+    """A container and a key in it, found from the top: long lists deep down are not all that is hit."""
+    while True:
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        child = value[key]
+        if not isinstance(child, (dict, list)) or not child or rng.random() < 0.3:
+            return value, key
+        value = child
 
 
 def safetensors_bytes(header: bytes, data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
-
-
-SOUND_CONFIG = {"model_type": "llama", "hidden_size": 4, "rope_parameters": {"rope_type": "default"}, "eos": [1, 2]}
-SOUND_HEADER = {
-    "__metadata__": {"format": "pt"},
-    "a": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]},
-    "b": {"dtype": "BF16", "shape": [4], "data_offsets": [32, 40]},
-    "c": {"dtype": "I64", "shape": [], "data_offsets": [40, 48]},
-}
-SOUND_INDEX = {"metadata": {"total_size": 48}, "weight_map": dict.fromkeys("abc", "model-1.safetensors")}
-
-
-def hf_mutants(seed: int) -> Iterator[Mutant]:
-    rng = random.Random(seed)
-    data = random.Random(0).randbytes(48)
-    header = json.dumps(SOUND_HEADER).encode()
-    while True:
-        files = {"config.json": json.dumps(SOUND_CONFIG).encode()}
-        part = rng.choice(["header", "header", "header", "bytes", "config", "index"])
-        if part == "header":
-            files["model.safetensors"] = safetensors_bytes(mutate_json(SOUND_HEADER, rng), data)
-        elif part == "bytes":
-            sound = safetensors_bytes(header, data)
-            files["model.safetensors"] = mutate_bytes(sound, rng, rng.choice([8, len(header) + 8]))
-        elif part == "config":
-            files["config.json"] = mutate_json(SOUND_CONFIG, rng)
-            files["model.safetensors"] = safetensors_bytes(header, data)
-        else:
-            files["model.safetensors.index.json"] = mutate_json(SOUND_INDEX, rng)
-            files["model-1.safetensors"] = safetensors_bytes(header, data)
-        yield Mutant(files)
 
 
 # -- torch files ------------------------------------------------------------------------------------------------
@@ -330,118 +214,3 @@ def torch_zip(pickled: bytes, storages: dict[str, bytes], root: str = "model", b
             archive.writestr(f"{root}/data/{key}", content)
         archive.writestr(f"{root}/version", b"3\n")
     return buffer.getvalue()
-
-
-def sound_torch_file() -> bytes:
-    """By torch.save: an OrderedDict with `_metadata`, tied, transposed and half tensors, an optimizer's state."""
-    import torch  # seconds, which only this container's mutants need
-
-    weight = torch.arange(12, dtype=torch.float32).reshape(3, 4)
-    model = torch.nn.Linear(4, 2).state_dict()
-    model |= {"tied": weight, "head": weight, "transposed": weight.T, "half": weight.half()}
-    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "betas": (0.9, 0.999)}
-    buffer = io.BytesIO()
-    torch.save({"model": model, "config": {"n_layers": 1, "names": ["a", None]}, "optimizer": optimizer}, buffer)
-    return buffer.getvalue()
-
-
-HOSTILE_OPCODES = [
-    b"cos\nsystem\n",
-    b"cbuiltins\neval\n",
-    b"c__builtin__\nexec\n",
-    b"ctorch.storage\n_load_from_bytes\n",
-    b"X\x02\0\0\0osX\x06\0\0\0system\x93",
-    b"\x82\x01",
-    b"(i__main__\nX\n",
-    b"I99999999999999999999\n",
-    b"\x8b\xff\xff\xff\x7f",
-    b"X\xff\xff\xff\xff",
-    b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f",
-    b"r\xff\xff\xff\xff",
-    b"X\x02\0\0\0id\x85R",
-    *(bytes([opcode.code.encode("latin1")[0]]) for opcode in pickletools.opcodes),
-]
-
-
-def torch_mutants(seed: int) -> Iterator[Mutant]:
-    """Opcodes exchanged, removed, doubled or added; damaged bytes of the pickle and of the zip's records."""
-    rng = random.Random(seed)
-    sound = sound_torch_file()
-    with zipfile.ZipFile(io.BytesIO(sound)) as archive:
-        (pickle_name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        root = pickle_name.removesuffix("/data.pkl")
-        pickled = archive.read(pickle_name)
-        storages = {
-            name.removeprefix(f"{root}/data/"): archive.read(name)
-            for name in archive.namelist()
-            if name.startswith(f"{root}/data/")
-        }
-    operations = _operations(pickled)
-    records = [at for at in range(len(sound) - 3) if sound[at : at + 2] == b"PK" and sound[at + 2] in (1, 3, 5)]
-    while True:
-        part = rng.choice(["opcodes", "opcodes", "pickle", "zip"])
-        if part == "opcodes":
-            yield Mutant({"": torch_zip(_mutate_operations(operations, rng), storages, root)})
-        elif part == "pickle":
-            yield Mutant({"": torch_zip(mutate_bytes(pickled, rng, len(pickled)), storages, root)})
-        else:
-            at = rng.choice(records)
-            yield Mutant({"": sound[:at] + mutate_bytes(sound[at:], rng, head=46)})
-
-
-def _operations(pickled: bytes) -> list[bytes]:
-    starts = [position for _, _, position in pickletools.genops(pickled)]
-    return [pickled[begin:end] for begin, end in zip(starts, [*starts[1:], len(pickled)], strict=True)]
-
-
-def _mutate_operations(operations: list[bytes], rng: random.Random) -> bytes:
-    mutant = list(operations)
-    for _ in range(rng.choice([1, 1, 2, 4])):
-        at = rng.randrange(len(mutant))
-        action = rng.randrange(6)
-        if action == 0:
-            del mutant[at]
-        elif action == 1:
-            mutant[at] = rng.choice(operations)
-        elif action == 2:
-            mutant[at] = rng.choice(HOSTILE_OPCODES)
-        elif action == 3:
-            mutant.insert(at, rng.choice(HOSTILE_OPCODES + operations))
-        elif action == 4:
-            other = rng.randrange(len(mutant))
-            mutant[at], mutant[other] = mutant[other], mutant[at]
-        else:
-            mutant[at] = _mutate_argument(mutant[at], rng)
-    return b"".join(mutant)
-
-
-def _mutate_argument(operation: bytes, rng: random.Random) -> bytes:
-    if operation[:1] in (pickle.BININT1, pickle.BININT2, pickle.BININT, pickle.BINGET, pickle.BINPUT):
-        if rng.random() < 0.5:
-            return b"\x8a\x08" + (rng.choice(NUMBERS) % 2**64).to_bytes(8, "little")
-        return operation[:1] + rng.randbytes(len(operation) - 1)
-    return operation[:1] + mutate_bytes(operation[1:], rng, len(operation))
-
-
-# -- command line -----------------------------------------------------------------------------------------------
-
-
-MUTATORS = {"gguf": gguf_mutants, "hf": hf_mutants, "torch_file": torch_mutants}
-MAX_MEMORY = 2 * 2**30
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Opens mutants of small model files and stops at the first fault.")
-    parser.add_argument("container", choices=MUTATORS)
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))  # a MemoryError is a fault, too
-    folder = Path(tempfile.mkdtemp(prefix="mutants-"))
-    print(f"mutants are written to {folder}; a faulty one stays there", file=sys.stderr)
-    print(dict(run(MUTATORS[arguments.container](arguments.seed), arguments.count, folder)))
-    shutil.rmtree(folder)
-
-
-if __name__ == "__main__":
-    main()

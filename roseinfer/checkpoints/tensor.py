@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from roseinfer.core.errors import UnsupportedModelError
 from roseinfer.quant import get_format
 
 
@@ -37,8 +38,13 @@ class Tensor:
         return self.data.reshape(self.num_rows, -1)
 
     def take_rows(self, rows: Sequence[int] | npt.NDArray[np.int64] | slice) -> Tensor:
-        """The rows named, in that order; exact in every format. Only for tensors of one or two axes."""
-        if len(self.shape) == 1:  # a vector's elements are its rows; only unquantised vectors exist
+        """The rows named, in that order; exact in every format. Only for tensors of one or two axes.
+
+        A vector's elements are its rows: `UnsupportedModelError` for one that is quantised.
+        """
+        if len(self.shape) == 1:
+            if get_format(self.format).block_size != 1:
+                raise UnsupportedModelError(f"tensor {self.name} is a vector in {self.format}, which cannot be cut")
             picked = self.data.reshape(self.shape[0], -1)[rows]
             return replace(self, shape=(picked.shape[0],), data=np.ascontiguousarray(picked).reshape(-1))
         picked = self.row_bytes()[rows]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.errors import CheckpointError, UnsupportedModelError
-from roseinfer.quant import get_format
+from roseinfer.quant import format_names, get_format
 
 Tensors = dict[str, Tensor]
 
@@ -53,7 +53,14 @@ def fit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) ->
             raise CheckpointError(f"tensor {tensor.name} is not part of this architecture")
         if tensor.shape != shapes[name]:
             raise CheckpointError(f"tensor {tensor.name} has shape {list(tensor.shape)}, expected {list(shapes[name])}")
+        _require_weights(tensor)
     return {name: tensors[name].renamed(name) for name in shapes}
+
+
+def _require_weights(tensor: Tensor) -> None:
+    """Files also carry integers, as masks, which open well."""
+    if tensor.format not in format_names():
+        raise UnsupportedModelError(f"tensor {tensor.name} holds {tensor.format}, which no weights can be in")
 
 
 def drop_repeated_output(tensors: Tensors) -> Tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -122,13 +122,21 @@ class ChatTemplate:
         try:
             from roseinfer.text.template_facts import find_facts
 
-            with self._sandbox.use(self._new_budget()):
+            budget = self._new_budget()
+            with self._sandbox.use(budget):
                 tree = self._sandbox.parse(source)
                 facts = find_facts(tree)
-                searched = frozenset(name for name in self._names.names if facts.searches(name))
+                searched = frozenset(self._searched_names(facts, budget))
                 return _Compiled(self._sandbox.compile_tree(tree), facts, searched)
         except Exception as error:  # whatever a template from a file makes Jinja and Python raise
             raise _refusal(f"it cannot be compiled: {_reason(error)}") from error
+
+    def _searched_names(self, facts: TemplateFacts, budget: RenderBudget) -> Iterator[str]:
+        """Vocabularies may have as many names as tokens."""
+        for name in self._names.names:
+            budget.tick()
+            if facts.searches(name):
+                yield name
 
     def _new_budget(self) -> RenderBudget:
         return RenderBudget(self._max_chars, self._max_seconds)

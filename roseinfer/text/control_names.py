@@ -7,6 +7,7 @@ nowhere else; afterwards these are the names again, and known to be the caller's
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,7 @@ class ControlNames:
     def __init__(self, names: Iterable[str]) -> None:
         self.names = [name for name in dict.fromkeys(names) if name and not name.isspace()]
         self._splitter = AddedTokens({name: i for i, name in enumerate(self.names)})
-        beginnings = {name[:n] for name in self.names for n in range(1, len(name))}
-        self._beginnings = {text for text in beginnings if not text.isalnum()}  # plain words say nothing
+        self._sorted = sorted(self.names)
         self._max_len = max(map(len, self.names), default=0)
         first_chars = "".join(sorted({re.escape(name[0]) for name in self.names}))
         self._first_char = re.compile(f"[{first_chars}]" if first_chars else "(?!)")
@@ -53,7 +53,12 @@ class ControlNames:
     def num_begun(self, text: str) -> int:
         """How many characters at the end of `text` are the beginning of a name."""
         starts = self._first_char.finditer(text, max(0, len(text) - self._max_len))
-        return next((len(text) - start.start() for start in starts if text[start.start() :] in self._beginnings), 0)
+        return next((len(text) - start.start() for start in starts if self._is_begun(text[start.start() :])), 0)
+
+    def _is_begun(self, text: str) -> bool:
+        """Whether a name goes on from `text`. A plain word says nothing."""
+        at = bisect_right(self._sorted, text)  # names that begin with it follow it at once
+        return at < len(self._sorted) and self._sorted[at].startswith(text) and not text.isalnum()
 
 
 class Mask:

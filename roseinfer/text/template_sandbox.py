@@ -22,6 +22,7 @@ from jinja2.visitor import NodeTransformer
 from roseinfer.text.render_budget import RenderBudget
 
 if TYPE_CHECKING:
+    from jinja2.lexer import Token, TokenStream
     from jinja2.parser import Parser
 
     from roseinfer.text.control_names import Mask
@@ -33,6 +34,7 @@ _SIZED_FILTERS = frozenset({"center", "slice", "batch", "round", "truncate"})
 _TEXT_FILTERS = frozenset(
     {"string", "upper", "lower", "title", "capitalize", "trim", "escape", "e", "safe", "striptags"}
 )
+_MAX_TOKENS = 30_000  # of Jinja; the longest templates of models have a tenth of it
 _MAX_INDENT = 64  # characters, of JSON
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -46,6 +48,16 @@ class GenerationTag(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+
+class TokenLimit(Extension):
+    """Compiling takes time by the number of tokens, and nothing can stop it."""
+
+    def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
+        for count, token in enumerate(stream):
+            if count == _MAX_TOKENS:
+                raise TemplateError(f"it has more than {_MAX_TOKENS} tokens")
+            yield token
 
 
 class PlainNamespace(Namespace):
@@ -77,7 +89,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self) -> None:
-        extensions: list[str | type[Extension]] = [GenerationTag, "jinja2.ext.loopcontrols"]
+        extensions: list[str | type[Extension]] = [GenerationTag, TokenLimit, "jinja2.ext.loopcontrols"]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=self._finalize)
         self._current = threading.local()
         del self.globals["lipsum"]

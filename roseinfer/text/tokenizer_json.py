@@ -76,8 +76,10 @@ def _vocabulary(library: LibraryTokenizer, decoder: TokenDecoder, end_ids: Itera
 
 
 def _vocab_size(library: LibraryTokenizer) -> int:
-    """The number of tokens, or more where added tokens lie behind a gap."""
+    """The number of tokens, or more where ids are left out."""
     size = max(library.get_vocab_size(), 1 + max(library.get_added_tokens_decoder(), default=0))
+    if library.id_to_token(size) is not None:  # to ask for all of them takes as long as to read the file
+        size = 1 + max(library.get_vocab().values())
     if size > _MAX_VOCAB_SIZE:
         raise TokenizerError(f"the tokenizer has ids up to {size - 1}; at most {_MAX_VOCAB_SIZE} are supported")
     return size
@@ -94,8 +96,16 @@ def _prefix_ids(library: LibraryTokenizer) -> list[int]:
     full = library.encode(_PROBE).ids
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
-            return full[:start]
+            return _known(full[:start], library)
     return []
+
+
+def _known(ids: list[int], library: LibraryTokenizer) -> list[int]:
+    """A post-processor's ids need not be those of any token."""
+    for token_id in ids:
+        if library.id_to_token(token_id) is None:
+            raise TokenizerError(f"the post-processor adds the id {token_id}, which the tokenizer does not know")
+    return ids
 
 
 class _Settings:

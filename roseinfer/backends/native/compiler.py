@@ -190,6 +190,9 @@ class _Compiler:
     def output(self, value: Value) -> Any:
         return _native.Output(self.floats(value), *(self.buffer(value, form) for form in PANELS))
 
+    def floats_only(self, value: Value) -> Any:
+        return _native.Output(self.floats(value), *(_native.Buffer() for _ in PANELS))
+
     # -- weights --------------------------------------------------------------------------------------------
 
     def matrix(self, name: str) -> Any:
@@ -267,7 +270,9 @@ class _Compiler:
         q_norm, k_norm = (self.vector(norm.weight if norm else None) for norm in (op.q_norm, op.k_norm))
         eps = op.q_norm.eps if op.q_norm else 0.0
         self.program.add_store_kv(q, k, v, *geometry, q_norm, k_norm, eps, self.rope_table(op.rope))
-        self.program.add_attention(q, self.output(op.output), *geometry, spec.scale, spec.window or 0)
+        # Heads that end within a group of columns cannot fill panels side by side.
+        output = self.output(op.output) if self.writes_panels(op) else self.floats_only(op.output)
+        self.program.add_attention(q, output, *geometry, spec.scale, spec.window or 0)
 
     def rope_table(self, spec: RopeSpec | None) -> int:
         if spec is None:

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent.parent / "docs.html"
 
 
 @router.get("/docs", include_in_schema=False)
-def docs() -> Response:
+async def docs() -> Response:
     page = PAGE.read_bytes()
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy_of(page)})
 
