@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +110,7 @@ def _load_command(config: Config, path: Path) -> LoadModel:
     from roseinfer.engine.frames import LoadModel
 
     return LoadModel(
-        path=str(path.absolute()),
+        path=os.fsencode(path.absolute()),
         device=config.device,
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,

@@ -30,7 +30,7 @@ class LoadingBar:
 
     def __call__(self, loaded_bytes: int, total_bytes: int) -> None:
         if self._bar is None:
-            if not sys.stderr.isatty() or time.monotonic() - self._start < PATIENCE_SECONDS:
+            if sys.stderr is None or not sys.stderr.isatty() or time.monotonic() - self._start < PATIENCE_SECONDS:
                 return
             self._bar = _new_bar(total_bytes)
         progress, task = self._bar

@@ -288,7 +288,7 @@ def load_config(
 
 def load_api_keys(config: Config) -> tuple[str, ...]:
     """The keys of `api_key` and `api_key_file` together; none means that the server asks for none."""
-    keys = [config.api_key] if config.api_key else []
+    keys = [config.api_key.strip()] if config.api_key and config.api_key.strip() else []
     if config.api_key_file is not None:
         keys += _keys_in_file(Path(config.api_key_file))
     return tuple(keys)

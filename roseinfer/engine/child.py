@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -76,13 +77,17 @@ class EngineServer:
 
     def run(self) -> None:
         gc.disable()  # what is loaded now stays
-        command = self._reader.read()
+        try:
+            command = self._reader.read()
+        except EOFError:
+            return
         assert isinstance(command, LoadModel)
         _set_up_logging(command.log_level)
         try:
             engine, info = self.build(command)
         except Exception as error:
-            self._send(load_failure(error))
+            with contextlib.suppress(OSError):  # nobody wants to know any more
+                self._send(load_failure(error))
             return
         return_freed_memory()
         settle_interpreter()
@@ -97,7 +102,7 @@ class EngineServer:
         from roseinfer.checkpoints import open_checkpoint
         from roseinfer.engine.loader import build_engine
 
-        with open_checkpoint(load.path) as checkpoint:
+        with open_checkpoint(os.fsdecode(load.path)) as checkpoint:
             return build_engine(
                 checkpoint,
                 device=load.device,
@@ -123,7 +128,11 @@ class EngineServer:
         return self._table
 
     def _on_step(self, step: StepOutput, stats: EngineStats) -> None:
-        self._send(StepDone(step.outputs, stats))
+        plain = [output for output in step.outputs if output.prompt_logprobs is None]
+        for output in step.outputs:
+            if output.prompt_logprobs is not None:  # may fill a frame by itself
+                self._send(StepDone([output], stats))
+        self._send(StepDone(plain, stats))
 
     def _beat(self) -> None:
         self._counter[0] += 1
@@ -153,7 +162,8 @@ def _be_a_child() -> None:
     """Signals to the whole group are the server's to handle; a server that is killed takes this process with it."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     die_with_parent()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:

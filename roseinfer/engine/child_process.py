@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -44,17 +45,24 @@ class ChildProcess:
         self._read_vocabulary: Callable[[], Vocabulary] | None = read_vocabulary
         self._on_unsendable = on_unsendable
         self._socket, theirs = socket.socketpair()
-        for end in (self._socket, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        with theirs:
-            code = f"from {main} import main; main({theirs.fileno()}, {progress.fileno()})"
-            self._process = start_python(
-                code, (theirs.fileno(), progress.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-            )
+        try:
+            self._process = self._start(main, theirs, progress)
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
         self._reader = FrameReader(self._socket, EngineEvent)
         self._commands: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="roseinfer-commands", daemon=True)
         self._writer.start()
+
+    def _start(self, main: str, theirs: socket.socket, progress: ProgressCounter) -> subprocess.Popen[bytes]:
+        for end in (self._socket, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        fds = (theirs.fileno(), progress.fileno())
+        code = f"from {main} import main; main{fds}"
+        return start_python(code, fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     @property
     def pid(self) -> int:
@@ -74,7 +82,8 @@ class ChildProcess:
 
     def end(self) -> str:
         """Waits for a process that is gone or going, kills it if it stays, and says how it ended."""
-        self._socket.shutdown(socket.SHUT_RDWR)  # which a healthy process takes for the word to go
+        with contextlib.suppress(OSError):  # where the other end is gone, some systems say
+            self._socket.shutdown(socket.SHUT_RDWR)  # which a healthy process takes for the word to go
         self._commands.put(None)
         try:
             status = self._process.wait(EXIT_SECONDS)
@@ -99,6 +108,8 @@ class ChildProcess:
             logger.exception("a command cannot be sent")
             if isinstance(command, AddRequest):
                 self._on_unsendable(command.request_id, error)
+            else:
+                self._process.kill()
             return
         self._socket.sendall(frames)
 

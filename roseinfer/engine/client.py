@@ -77,10 +77,8 @@ class EngineClient:
     def close(self) -> None:
         """Waits for the current step; requests that are not finished end with "abort". Idempotent."""
         with self._lock:
-            was_started = self._refusal is None
             self._refusal = "the engine has been closed"
-        if was_started:
-            self._host.close()
+        self._host.close()
 
     def __enter__(self) -> EngineClient:
         self.start()
@@ -134,19 +132,19 @@ class EngineClient:
             request_id=request_id or next(self._request_ids),
             prompt_ids=list(prompt_ids),
             max_tokens=min(params.max_tokens, self.max_model_len - len(prompt_ids)),
-            temperature=params.temperature if params.temperature >= _MIN_TEMPERATURE else 0.0,
+            temperature=float(params.temperature) if params.temperature >= _MIN_TEMPERATURE else 0.0,
             top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
+            top_p=float(params.top_p),
+            min_p=float(params.min_p),
             seed=self._random.getrandbits(63) if params.seed is None else params.seed,
             choice=choice,
             stop_token_ids=list(dict.fromkeys((*params.stop_token_ids, *eos_ids))),
             num_logprobs=_num_logprobs(params.logprobs, self.vocab_size),
             min_tokens=params.min_tokens,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            repetition_penalty=params.repetition_penalty,
-            logit_bias=dict(params.logit_bias),
+            presence_penalty=float(params.presence_penalty),
+            frequency_penalty=float(params.frequency_penalty),
+            repetition_penalty=float(params.repetition_penalty),
+            logit_bias={token_id: float(bias) for token_id, bias in params.logit_bias.items()},
             allowed_token_ids=list(params.allowed_token_ids or ()),
             bad_words_ids=[list(word) for word in params.bad_words_ids],
             num_prompt_logprobs=_num_logprobs(params.prompt_logprobs, self.vocab_size),
@@ -174,8 +172,9 @@ class EngineClient:
         """One tenant's: all of them or, if there is no room, none."""
         with self._lock:
             self.check_alive()
+            names = {request.request_id for request, _ in submissions}
             for request, _ in submissions:
-                if request.request_id in self._live:
+                if request.request_id in self._live or len(names) < len(submissions):
                     raise InvalidRequestError(f"request id {request.request_id!r} is in use", "request_id")
             tenant = submissions[0][0].tenant
             self.admission.admit(len(submissions), tenant)

@@ -33,7 +33,7 @@ _HEAD_BYTES = 4
 class LoadModel(msgspec.Struct, frozen=True, tag="load"):
     """The first command: which model, and `build_engine`'s arguments by name."""
 
-    path: str
+    path: bytes
     device: str
     dtype: str
     kv_dtype: str
@@ -98,7 +98,8 @@ _LOAD_ERRORS: dict[str, type[RoseinferError]] = {
 
 
 def load_failure(error: Exception) -> LoadFailed:
-    return LoadFailed(type(error).__name__, str(error) or repr(error))
+    message = str(error) or repr(error)
+    return LoadFailed(type(error).__name__, message.encode("utf-8", "backslashreplace").decode())
 
 
 def load_error(failure: LoadFailed) -> RoseinferError:

@@ -5,8 +5,9 @@ kernels do not depend on anything else, it goes on as if nothing had happened.
 
 A request that kills its engine must not kill the next one for ever. Whoever was with the engine at two deaths within
 a while is a suspect and runs alone: after the second death until it has brought a token, after a later one until it
-has brought `LONG_TRIAL_TOKENS` or is finished. Then the next suspect has its turn, and when all are through they run
-together. If the engine dies of a request that runs alone, that request ends with an error, and the others go on.
+has brought `LONG_TRIAL_TOKENS` or is finished. Then it is taken back, and when the engine has let it go the next
+suspect has its turn; when all are through they run together. If the engine dies while it has one suspect and nobody
+else, that request ends with an error, and the others go on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class _Live:
     first_token_at: float | None = None
     is_sent: bool = False
     is_aborted: bool = False
-    is_parked: bool = False  # taken back from the engine, which has yet to say that it is gone
+    is_parked: bool = False  # taken back from the engine, which has yet to say that it has let go
     num_deaths: int = 0
     num_trial_tokens: int = 0  # still to bring alone
 
@@ -60,9 +61,13 @@ class LiveRequests:
         return len(self._live)
 
     @property
-    def is_on_trial(self) -> bool:
-        """Whether the engine has one request alone, of which it may die."""
-        return self._trial is not None
+    def has_suspect_alone(self) -> bool:
+        """Whether the engine has one request and nobody else: if it dies now, it dies of that."""
+        return self._lone_suspect() is not None
+
+    def _lone_suspect(self) -> _Live | None:
+        parked = (live for live in self._live.values() if live.is_parked)
+        return self._trial or next(parked, None)
 
     def add(self, request: AddRequest) -> None:
         self._live[request.request_id] = _Live(request)
@@ -77,22 +82,24 @@ class LiveRequests:
 
     def next_commands(self) -> list[AddRequest | AbortRequest]:
         """What is to be sent now: a suspect that runs alone, or else all that wait."""
-        if self._trial is not None:
+        if self.has_suspect_alone:
             return []
         unsent = [live for live in self._live.values() if not live.is_sent]
         suspects = [live for live in unsent if live.is_suspect]
         if not suspects:
             return [self._send(live) for live in unsent]
-        parked: list[AddRequest | AbortRequest] = [self._park(live) for live in self._live.values() if live.is_sent]
+        passed = [live for live in self._live.values() if live.is_sent]  # at most one, the last that was alone
+        if passed:
+            return [self._park(live) for live in passed]
         self._trial = suspects[0]
-        return [*parked, self._send(suspects[0])]
+        return [self._send(suspects[0])]
 
     def _send(self, live: _Live) -> AddRequest:
         live.is_sent = True
         return live.resubmission()
 
     def _park(self, live: _Live) -> AbortRequest:
-        live.is_sent, live.is_parked = False, True
+        live.is_parked = True
         return AbortRequest(live.request.request_id)
 
     def accept(self, outputs: Sequence[TokenOutput]) -> list[TokenOutput]:
@@ -103,8 +110,8 @@ class LiveRequests:
         live = self._live.get(output.request_id)
         if live is None:
             return None
-        if live.is_parked and output.finish_reason == "abort":
-            live.is_parked = False
+        if live.is_parked and output.finish_reason == "abort" and not live.is_aborted:
+            live.is_parked = live.is_sent = False
             return None
         live.output_ids += output.token_ids
         is_resumed = live.num_deaths > 0 and live.first_token_at is not None
@@ -127,7 +134,7 @@ class LiveRequests:
             for live in self._live.values():
                 live.num_deaths = 0
         self._last_death = now
-        culprit, self._trial = self._trial, None
+        culprit, self._trial = self._lone_suspect(), None
         outputs = [self._end(live, "abort") for live in list(self._live.values()) if live.is_aborted]
         if culprit is not None and culprit.request.request_id in self._live:
             outputs.append(self._end(culprit, f"the engine died of this request ({reason})"))

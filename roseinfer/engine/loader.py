@@ -99,7 +99,7 @@ def build_engine(
     engine = Engine(wrap(program), scheduler, grammars)
     info = ModelInfo(
         name=model_name(checkpoint),
-        file=Path(checkpoint.path).name,
+        file=tellable(Path(checkpoint.path).name),
         container=checkpoint.container,
         architecture=checkpoint.architecture,
         formats=weight_formats(model.weights),
@@ -146,7 +146,12 @@ def _forgetting(checkpoint: Checkpoint, progress: Progress | None) -> Progress:
 def model_name(checkpoint: Checkpoint) -> str:
     """What people call it: the file's name; what files say of themselves is often a training run's."""
     path = Path(checkpoint.path)
-    return path.name if path.is_dir() else path.stem
+    return tellable(path.name if path.is_dir() else path.stem)
+
+
+def tellable(text: str) -> str:
+    """File names need not be UTF-8; what is said of them has to be."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def weight_formats(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

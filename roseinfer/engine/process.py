@@ -6,8 +6,10 @@ it is gone gives the requests that were with it to the next one (`engine/live_re
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import signal
 import threading
 import time
 from collections import deque
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 
 from roseinfer.core.errors import EngineError, RoseinferError
 from roseinfer.core.messages import AddRequest, Command, EngineStats, StepOutput, TokenOutput
+from roseinfer.core.python_process import fill_standard_files
 from roseinfer.engine.child_process import ChildProcess
 from roseinfer.engine.frames import (
     EngineEvent,
@@ -36,6 +39,7 @@ from roseinfer.engine.progress import ProgressCounter
 logger = logging.getLogger(__name__)
 
 MAIN = "roseinfer.engine.child"
+RELOAD_FACTOR = 3  # by which a restart may be slower than the load before without any sign of life
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,7 @@ class WatchOptions:
     tick_seconds: float = 0.5
     max_deaths: int = 5  # within `window_seconds`
     window_seconds: float = 60.0
+    start_again_seconds: float = 1.0  # behind a process that the system did not grant
     backoff: tuple[float, ...] = (0.0, 0.0, 0.25, 1.0)  # before the first, second, ... restart within the window
 
 
@@ -76,10 +81,13 @@ class EngineProcess:
         self._on_progress = on_progress
         self._main = main
         self._options = options
+        fill_standard_files()
         self._progress = ProgressCounter()
         self._first: Future[Ready] = Future()
         self._deaths: deque[float] = deque(maxlen=options.max_deaths)
         self._num_still_ticks = 0  # without progress
+        self._load_seconds = options.load_seconds
+        self._stats: EngineStats | None = None  # the last
         self._closing = threading.Event()
         self._started = threading.Event()
         self._on_step: OnStep = lambda step, stats: None
@@ -143,6 +151,8 @@ class EngineProcess:
     # -- the watching thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # What is sent to the whole group is the server's to handle; the engine inherits this, and is never interrupted.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         error: BaseException | None = None
         try:
             while not self._closing.is_set():
@@ -161,7 +171,12 @@ class EngineProcess:
 
     def _be_with_one_engine(self) -> None:
         """From its start to its death. Raises RoseinferError if there is to be no other one."""
-        child = ChildProcess(self._main, self._progress, self._read_vocabulary, self._on_unsendable)
+        try:
+            child = ChildProcess(self._main, self._progress, self._read_vocabulary, self._on_unsendable)
+        except OSError as error:
+            self._bury(f"it cannot be started: {error}")
+            self._closing.wait(self._options.start_again_seconds)
+            return
         reason = ""
         try:
             self._take_up(child)
@@ -192,8 +207,9 @@ class EngineProcess:
 
     def _load_model(self, child: ChildProcess) -> None:
         child.send(self._load)
+        start = time.monotonic()
         while True:
-            match self._read(child, self._options.load_seconds):
+            match self._read(child, self._load_seconds):
                 case Loading() as loading:
                     if self._on_progress is not None and not self._first.done():
                         self._on_progress(loading.num_loaded_bytes, loading.num_bytes)
@@ -201,6 +217,9 @@ class EngineProcess:
                     raise _DeadError(failure.message) if self._first.done() else load_error(failure)
                 case Ready() as ready:
                     self._go_on(ready)
+                    # The next one finds the file where the first one left it, in memory.
+                    patience = self._options.hang_seconds + RELOAD_FACTOR * (time.monotonic() - start)
+                    self._load_seconds = min(self._options.load_seconds, patience)
                     return
                 case event:
                     raise _DeadError(f"it said {type(event).__name__} while it was loading")
@@ -208,7 +227,7 @@ class EngineProcess:
     def _go_on(self, ready: Ready) -> None:
         if not self._first.done():
             self._first.set_result(ready)
-        elif ready.info != self._first.result().info:
+        elif _identity(ready.info) != _identity(self._first.result().info):
             raise EngineError(f"{ready.info.file} is another model now than when the server was started")
         else:
             logger.warning("the engine is back, %d requests go on", len(self._live))
@@ -224,6 +243,7 @@ class EngineProcess:
             with self._lock:
                 outputs = self._live.accept(event.outputs)
                 self._send_all()
+            self._stats = event.stats
             self._on_step(StepOutput(outputs), event.stats)
 
     def _read(self, child: ChildProcess, patience: float) -> EngineEvent:
@@ -249,7 +269,7 @@ class EngineProcess:
             return
         with self._lock:
             outputs, self._own_outputs = self._own_outputs, []
-        self._on_step(StepOutput(outputs), self.stats())
+        self._on_step(StepOutput(outputs), self._stats or self.stats())
 
     # -- death ----------------------------------------------------------------------------------------------
 
@@ -258,10 +278,11 @@ class EngineProcess:
         if not self._first.done():
             raise EngineError(f"the engine died while it loaded the model: {reason}")
         with self._lock:
-            is_solved = self._live.is_on_trial
+            is_solved = self._live.has_suspect_alone
             self._own_outputs += self._live.on_death(reason)
             num_live = len(self._live)
-        self._on_step(StepOutput([]), self.stats())
+        self._stats = self.stats()
+        self._on_step(StepOutput([]), self._stats)
         self._hand_over_own()
         logger.error("the engine died: %s; it is started anew, %d requests wait for it", reason, num_live)
         self.num_restarts += 1
@@ -288,3 +309,9 @@ class EngineProcess:
     def _on_unsendable(self, request_id: str, error: Exception) -> None:
         with self._lock:
             self._own_outputs += self._live.fail(request_id, f"the request cannot be sent to the engine: {error}")
+            self._send_all()
+
+
+def _identity(info: ModelInfo) -> ModelInfo:
+    """All that answers depend on; the memory may be planned otherwise where the machine's has changed."""
+    return dataclasses.replace(info, memory={})

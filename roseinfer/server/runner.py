@@ -35,7 +35,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
             logger.warning("anybody who can reach %s may use this server; see --api-key", config.host)
         with contextlib.ExitStack() as stack:
             with quick_start():
-                engine = stack.enter_context(_load_engine(config, len(api_keys)))
+                engine = stack.enter_context(_load_engine(config, len(set(api_keys))))
                 from roseinfer.server.app import create_app
                 from roseinfer.server.http_server import make_server
                 from roseinfer.server.middleware.access_log import set_up_access_log
@@ -65,6 +65,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 server.should_exit = True
 
             engine.client.on_death = on_death
+            engine.client.check_alive()
             server.run([listener])
             if reasons:
                 raise EngineError(reasons[0])

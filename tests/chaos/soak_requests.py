@@ -148,8 +148,8 @@ def _detokenised(rng: random.Random) -> Drawn:
 
 
 def _got(rng: random.Random) -> Drawn:
-    # Not /docs: a thread of a pool reads it that grows and shrinks when it likes, and threads are counted.
-    return rng.choice(("/health", "/health/live", "/health/ready", "/v1/models", "/metrics", "/openapi.json")), None
+    paths = ("/health", "/health/live", "/health/ready", "/v1/models", "/metrics", "/openapi.json", "/docs")
+    return rng.choice(paths), None
 
 
 SOUND: Mapping[Callable[[random.Random], Drawn], float] = {

@@ -39,9 +39,10 @@ class FakeServer(EngineServer):
     """The "model" is a text file that holds its name."""
 
     def build(self, load: LoadModel) -> tuple[Engine, ModelInfo]:
-        if not Path(load.path).exists():
-            raise CheckpointError(f"{load.path} is not there")
-        name = Path(load.path).read_text()
+        path = Path(os.fsdecode(load.path))
+        if not path.exists():
+            raise CheckpointError(f"{path} is not there")
+        name = path.read_text()
         if name == "stillborn":
             os._exit(4)
         scheduler = make_scheduler(num_blocks=256, max_batch_tokens=load.max_batch_tokens, max_running=load.max_running)

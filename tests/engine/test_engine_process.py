@@ -35,7 +35,7 @@ def model(tmp_path: Path) -> Path:
 
 def load(model: Path, max_running: int = 16) -> LoadModel:
     return LoadModel(
-        path=str(model),
+        path=os.fsencode(model),
         device="cpu",
         dtype="auto",
         kv_dtype="auto",

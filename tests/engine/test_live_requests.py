@@ -34,6 +34,20 @@ def end(name: str) -> TokenOutput:
     return TokenOutput(name, [9], finish_reason="length")
 
 
+def aborted(name: str) -> TokenOutput:
+    return TokenOutput(name, [], finish_reason="abort")
+
+
+def suspects(*names: str) -> LiveRequests:
+    """They have seen two deaths; the first one runs alone."""
+    requests = live(*names)
+    requests.on_death("it died")
+    assert sent(requests) == list(names)
+    requests.on_death("it died")
+    assert sent(requests) == [names[0]]
+    return requests
+
+
 def test_a_request_is_sent_once() -> None:
     requests = live("a", "b")
     assert requests.next_commands() == []
@@ -91,16 +105,47 @@ def test_two_deaths_make_suspects_that_run_alone_until_they_have_brought_a_token
     requests.on_death("it died")  # the second one that a and b have seen
     requests.add(make_request("d", [1]))
     assert sent(requests) == ["a"]
-    assert requests.is_on_trial
+    assert requests.has_suspect_alone
     assert requests.next_commands() == []
     requests.accept([token("a")])
-    assert requests.next_commands()[0] == AbortRequest("a")  # taken back, and b has its turn
-    requests.accept([token("a", 8), TokenOutput("a", [], finish_reason="abort"), token("b")])
+    assert requests.next_commands() == [AbortRequest("a")]  # taken back
+    assert requests.next_commands() == []  # until the engine has let it go
+    assert requests.accept([token("a", 8), aborted("a")]) == [token("a", 8)]
+    assert sent(requests) == ["b"]
+    requests.accept([token("b")])
     commands = requests.next_commands()
     assert [each.request_id for each in commands] == ["a", "c", "d"]
     assert isinstance(commands[0], AddRequest)
     assert commands[0].output_ids == [7, 8]  # what came while it was taken back counts
-    assert not requests.is_on_trial
+    assert not requests.has_suspect_alone
+
+
+def test_who_kills_the_engine_while_it_is_taken_back_ends_and_no_other() -> None:
+    requests = suspects("a", "b")
+    requests.accept([token("a")])
+    assert requests.next_commands() == [AbortRequest("a")]
+    assert requests.has_suspect_alone
+    [failed] = requests.on_death("SIGSEGV")
+    assert failed.request_id == "a"
+    assert sent(requests) == ["b"]
+
+
+def test_an_abort_is_not_taken_for_the_answer_to_taking_back() -> None:
+    requests = suspects("a", "b")
+    assert requests.abort("a") is None  # the engine is told
+    requests.accept([token("a")])
+    assert requests.next_commands() == [AbortRequest("a")]
+    assert requests.accept([aborted("a")]) == [aborted("a")]
+    assert sent(requests) == ["b"]
+    assert len(requests) == 1
+
+
+def test_a_request_that_finishes_while_it_is_taken_back_is_finished() -> None:
+    requests = suspects("a", "b")
+    requests.accept([token("a")])
+    requests.next_commands()
+    assert requests.accept([end("a")]) == [end("a")]
+    assert sent(requests) == ["b"]
 
 
 def test_a_suspect_that_finishes_makes_room() -> None:
@@ -120,6 +165,8 @@ def test_who_kills_the_engine_alone_ends_and_the_others_go_on() -> None:
         requests.on_death("it died")
         sent(requests)
     requests.accept([token("a")])
+    assert requests.next_commands() == [AbortRequest("a")]
+    requests.accept([aborted("a")])
     assert sent(requests) == ["b"]
     [failed] = requests.on_death("SIGSEGV")
     assert (failed.request_id, failed.finish_reason) == ("b", "error")
@@ -135,12 +182,12 @@ def test_who_was_there_a_third_time_runs_alone_for_longer() -> None:
         requests.on_death("it died")
         assert sent(requests) == ["a"]
     requests.accept([token("a")])
-    assert not requests.is_on_trial
+    assert not requests.has_suspect_alone
     assert requests.on_death("it died") == []  # it was in company, as far as anybody knows
     requests.add(make_request("b", [1]))
     assert sent(requests) == ["a"]
     requests.accept([token("a", *range(LONG_TRIAL_TOKENS - 1))])
-    assert requests.is_on_trial
+    assert requests.has_suspect_alone
     requests.accept([token("a")])
     assert sent(requests) == ["b"]
 
