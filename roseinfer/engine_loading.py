@@ -29,35 +29,17 @@ def load_here(config: Config, say: Say | None = None, num_tenants: int = 0) -> P
     """The engine runs on a thread of this process. `num_tenants`: callers with keys of their own."""
     # Imported here, because who only puts an app around a given engine needs none of them.
     from roseinfer.checkpoints import open_checkpoint
-    from roseinfer.constraints import GrammarCompiler
     from roseinfer.engine.client import EngineClient
-    from roseinfer.engine.loader import build_engine
+    from roseinfer.engine.loading import build_engine_of
     from roseinfer.loading_bar import LoadingBar
 
-    with open_checkpoint(_find_model(config, say)) as checkpoint:
+    path = _find_model(config, say)
+    with open_checkpoint(path) as checkpoint:
         tokenizer = _load_tokenizer(config, checkpoint, say)
+        load = _load_command(config, path)
         info: ModelInfo  # there before the first grammar is
-        grammars = GrammarCompiler(
-            lambda: _token_table(tokenizer, info),
-            max_pending=_max_pending(config),
-            max_seconds=config.grammar_timeout,
-        )
         with LoadingBar() if say else contextlib.nullcontext() as progress:
-            engine, info = build_engine(
-                checkpoint,
-                device=config.device,
-                dtype=config.dtype,
-                kv_dtype=config.kv_dtype,
-                num_threads=config.threads,
-                isa=config.isa,
-                max_model_len=config.max_model_len,
-                max_batch_tokens=config.max_batch_tokens,
-                max_running=config.max_running,
-                kv_cache_memory=config.kv_cache_memory,
-                prefix_cache=config.prefix_cache,
-                grammars=grammars,
-                progress=progress,
-            )
+            engine, info = build_engine_of(load, checkpoint, lambda: _token_table(tokenizer, info), progress)
     client = EngineClient(engine, _eos_ids(tokenizer, info), max_queue=config.max_queue, num_tenants=num_tenants)
     return _started(client, tokenizer, info)
 
@@ -121,15 +103,10 @@ def _load_command(config: Config, path: Path) -> LoadModel:
         max_running=config.max_running,
         kv_cache_memory=config.kv_cache_memory,
         prefix_cache=config.prefix_cache,
-        max_pending_grammars=_max_pending(config),
+        max_pending_grammars=config.max_running + config.max_queue,  # a full queue of requests can have one each
         grammar_seconds=config.grammar_timeout,
         log_level=logging.getLogger("roseinfer").getEffectiveLevel(),
     )
-
-
-def _max_pending(config: Config) -> int:
-    """Of grammars: a full queue of requests can have one each."""
-    return config.max_running + config.max_queue
 
 
 def _started(client: EngineClient, tokenizer: Tokenizer, info: ModelInfo) -> Parts:

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from roseinfer.constraints.compiler import GrammarCompiler
 from roseinfer.constraints.token_table import TokenTable
 from roseinfer.core.interpreter import return_freed_memory, settle_interpreter
 from roseinfer.core.messages import EngineStats, StepOutput
@@ -100,28 +99,13 @@ class EngineServer:
     def build(self, load: LoadModel) -> tuple[Engine, ModelInfo]:
         """Raises whatever keeps the model from being loaded."""
         from roseinfer.checkpoints import open_checkpoint
-        from roseinfer.engine.loader import build_engine
+        from roseinfer.engine.loading import build_engine_of
 
         with open_checkpoint(os.fsdecode(load.path)) as checkpoint:
-            return build_engine(
-                checkpoint,
-                device=load.device,
-                dtype=load.dtype,
-                kv_dtype=load.kv_dtype,
-                num_threads=load.num_threads,
-                isa=load.isa,
-                max_model_len=load.max_model_len,
-                max_batch_tokens=load.max_batch_tokens,
-                max_running=load.max_running,
-                kv_cache_memory=load.kv_cache_memory,
-                prefix_cache=load.prefix_cache,
-                grammars=GrammarCompiler(
-                    self._read_table, max_pending=load.max_pending_grammars, max_seconds=load.grammar_seconds
-                ),
-                progress=lambda num_loaded, num_bytes: self._send(Loading(num_loaded, num_bytes)),
-                progress_counter=self._counter,
-                wrap=self._wrap,
-            )
+            return build_engine_of(load, checkpoint, self._read_table, self._on_progress, self._counter, self._wrap)
+
+    def _on_progress(self, num_loaded: int, num_bytes: int) -> None:
+        self._send(Loading(num_loaded, num_bytes))
 
     def _read_table(self) -> TokenTable:
         assert self._table is not None, "the vocabulary comes before the first grammar"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,7 +75,7 @@ class Engine:
 
     def add(self, params: AddRequest) -> None:
         """Queues a request. A bad one becomes an output with an error; an id that is in the engine is left alone."""
-        if not isinstance(params.request_id, str):
+        if not isinstance(params.request_id, Hashable):
             logger.error("a request came without a name that its errors could be sent to")
             return
         if params.request_id in self._scheduler or params.request_id in self._pending:

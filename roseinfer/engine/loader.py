@@ -37,6 +37,12 @@ DIGESTED_BYTES = 64  # at each end of a tensor
 MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
+Wrap = Callable[[Program], Program]
+
+
+def unwrapped(program: Program) -> Program:
+    return program
+
 
 def build_engine(
     checkpoint: Checkpoint,
@@ -54,7 +60,7 @@ def build_engine(
     grammars: GrammarCompiler | None = None,
     progress: Progress | None = None,
     progress_counter: UInt64Array | None = None,
-    wrap: Callable[[Program], Program] = lambda program: program,
+    wrap: Wrap = unwrapped,
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
 

@@ -13,7 +13,7 @@ from tests.fake_model import RecitingProgram, fake_engine
 
 
 def from_config(config: Config, say: Callable[[str], None] | None = None, **options: Any) -> InferenceEngine:
-    options["meanwhile"]()
+    options.get("meanwhile", lambda: None)()
     program = RecitingProgram()
     program.step_seconds = float(os.environ.get("STEP_SECONDS", "0"))
     return fake_engine(program, seed=config.seed)
