@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
-from roseinfer.core.errors import EngineError, InvalidRequestError
+from roseinfer.core.errors import EngineError, EngineStoppedError, InvalidRequestError
 from roseinfer.core.messages import AddRequest, PromptLogprobs, TokenOutput
 from roseinfer.core.metrics import Observer, RequestRecord
 from roseinfer.text.output_text import OutputText, TextDelta, TextOptions
@@ -57,7 +57,8 @@ class Generation:
     def take(self, outputs: Sequence[TokenOutput]) -> TextDelta:
         """What these outputs make final; what comes behind a stop string counts for nothing.
 
-        Raises EngineError where the request was ended, InvalidRequestError where the caller is to blame.
+        Raises EngineError where the request was ended, EngineStoppedError where the engine was, InvalidRequestError
+        where the caller is to blame.
         """
         if self.is_finished:
             return TextDelta()
@@ -102,9 +103,13 @@ class Generation:
         record.num_output_tokens += delta.num_tokens
 
     def _failure(self, output: TokenOutput) -> Exception:
-        message = output.error or "the engine was stopped before the request was finished"
-        self._finish("error" if output.error else "abort")
-        return EngineError(message) if output.error_param is None else InvalidRequestError(message, output.error_param)
+        if output.finish_reason == "abort":
+            self._finish("abort")
+            return EngineStoppedError(output.error or "the engine was stopped before the request was finished")
+        self._finish("error")
+        if output.error_param is not None:
+            return InvalidRequestError(output.error or "the request is wrong", output.error_param)
+        return EngineError(output.error or "the engine failed to finish the request")
 
     def _finish(self, reason: str) -> None:
         if not self.is_finished:

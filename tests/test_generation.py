@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from roseinfer.core.errors import ContextLengthError, EngineError, InvalidRequestError, OverloadedError
+from roseinfer.core.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineStoppedError,
+    InvalidRequestError,
+    OverloadedError,
+)
+from roseinfer.core.messages import TokenOutput
 from roseinfer.core.metrics import Observer, RequestRecord
 from roseinfer.core.sampling_params import SamplingParams
 from roseinfer.generation import Generation
@@ -220,6 +227,14 @@ def test_a_fault_ends_the_whole_call(engine: InferenceEngine, program: RecitingP
         asyncio.run(engine.arun_whole(prepare(engine)))
     wait_until_idle(engine)
     assert sorted({record.finish_reason or "" for record in log_of(engine).finished}) in (["abort", "error"], ["error"])
+
+
+@pytest.mark.parametrize("error", [None, "the engine died 3 times"])
+def test_an_engine_that_goes_away_is_no_fault_of_the_request(engine: InferenceEngine, error: str | None) -> None:
+    generation = prepare(engine)[0]
+    with pytest.raises(EngineStoppedError, match=error or "stopped before"):
+        generation.take([TokenOutput("a", [], finish_reason="abort", error=error)])
+    assert generation.record.finish_reason == "abort"
 
 
 def test_behind_the_end_there_is_nothing(engine: InferenceEngine) -> None:

@@ -7,6 +7,7 @@ RoseinferError
 │   ├── RateLimitedError       one caller's share of it is full; HTTP 429
 │   └── EngineRestartingError  the engine died or hangs and is coming back; HTTP 503
 ├── EngineError                a request died of a fault of ours; HTTP 500
+│   └── EngineStoppedError     the engine went away before the request was finished; HTTP 503
 ├── ConfigError                a flag, variable or TOML key is wrong
 │   └── DeviceError            the device asked for is not there
 └── CheckpointError            a model file is damaged, hostile or not what it says
@@ -59,6 +60,10 @@ class EngineRestartingError(OverloadedError):
 
 class EngineError(RoseinferError):
     """A request ended because of a fault in the engine."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine was stopped before a request was finished; another server, or this one later, can do it again."""
 
 
 class ConfigError(RoseinferError):

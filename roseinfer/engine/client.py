@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 
-from roseinfer.core.errors import EngineError, InvalidRequestError
-from roseinfer.core.messages import AbortRequest, AddRequest, EngineStats, FinishReason, StepOutput, TokenOutput
+from roseinfer.core.errors import EngineError, EngineStoppedError, InvalidRequestError
+from roseinfer.core.messages import AbortRequest, AddRequest, EngineStats, StepOutput, TokenOutput
 from roseinfer.core.sampling_params import SamplingParams
 from roseinfer.engine.admission import Admission
 from roseinfer.engine.checks import check_ids, check_length, check_token_ids
@@ -103,7 +103,7 @@ class EngineClient:
     def check_alive(self) -> None:
         """Raises `EngineError` with the reason if nothing can be submitted any more."""
         if self._refusal is not None:
-            raise EngineError(self._refusal)
+            raise EngineStoppedError(self._refusal)
 
     def stats(self) -> EngineStats:
         """The engine's snapshot of its last step."""
@@ -245,8 +245,7 @@ class EngineClient:
                 self._refusal = str(error) if isinstance(error, EngineError) else f"the engine died: {error!r}"
             message = self._refusal if error is not None else None
             request_ids = list(self._live)
-        reason: FinishReason = "abort" if error is None else "error"
-        self._deliver([TokenOutput(i, [], finish_reason=reason, error=message) for i in request_ids])
+        self._deliver([TokenOutput(i, [], finish_reason="abort", error=message) for i in request_ids])
         if message is not None:
             self.on_death(message)
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic.warnings import UnsupportedFieldAttributeWarning
+from starlette.requests import Request
+from starlette.responses import Response
+
+from roseinfer.server.sse import encode_json
 
 
 class DocumentedApp(FastAPI):
-    """Its pages are our own (`routes/docs.py`): FastAPI's load scripts from elsewhere."""
+    """Its pages are our own (`routes/docs.py`): FastAPI's load scripts from elsewhere.
+
+    /openapi.json is made when it is first asked for, beside the event loop: that takes a good part of a second.
+    """
+
+    def setup(self) -> None:
+        self._document: bytes | None = None
+        self._document_lock = asyncio.Lock()
+        self.add_route("/openapi.json", self._send_document, include_in_schema=False)
+
+    async def _send_document(self, request: Request) -> Response:
+        async with self._document_lock:
+            if self._document is None:
+                self._document = await asyncio.to_thread(lambda: encode_json(self.openapi()))
+        return Response(self._document, media_type="application/json")
 
     def openapi(self) -> dict[str, Any]:
-        """/openapi.json, made when it is first asked for."""
         with warnings.catch_warnings():
             # About FastAPI's own fields, which are built here and not where it silences this.
             warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from roseinfer.core.errors import (
     EngineError,
     EngineRestartingError,
+    EngineStoppedError,
     InvalidRequestError,
     OverloadedError,
     RateLimitedError,
@@ -34,7 +35,9 @@ RATE_LIMITED = "rate_limit_exceeded"
 TIMED_OUT = "request_timeout"
 RESTARTING = "engine_restarting"
 RETRYABLE = (408, 409, 429)  # below 500
+RESTART_SECONDS = 5  # by then another server has taken over, or this one is back
 MAX_REPORTED_FIELDS = 8
+MAX_PATH = 256  # characters of what a caller asked for that a message repeats
 
 
 class ModelNotFoundError(InvalidRequestError):
@@ -115,7 +118,7 @@ def code_of(error: RoseinferError) -> str:
             return RATE_LIMITED
         case EngineRestartingError():
             return RESTARTING
-        case OverloadedError():
+        case OverloadedError() | EngineStoppedError():
             return OVERLOADED
         case RequestTimeoutError():
             return TIMED_OUT
@@ -134,6 +137,8 @@ def response_of(error: RoseinferError) -> JSONResponse:
             return error_response(status, str(error), code=code_of(error), headers=retry_after)
         case RequestTimeoutError():  # again it would take as long
             return error_response(408, str(error), code=TIMED_OUT, headers={"x-should-retry": "false"})
+        case EngineStoppedError():
+            return error_response(503, str(error), code=code_of(error), headers={"Retry-After": str(RESTART_SECONDS)})
         case EngineError():
             return error_response(500, str(error))
     return error_response(500, "the server failed to answer this request")
@@ -155,7 +160,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     message = str(error.detail)
     if message == http.HTTPStatus(error.status_code).phrase:  # the router's own: says nothing of the request
-        message = f"{message}: {request.method} {request.url.path}"
+        message = f"{message}: {request.method} {request.scope['path'][:MAX_PATH]}"
     return error_response(error.status_code, message, headers=error.headers)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from roseinfer.server.broken_reply import offer_break_off
 from roseinfer.server.errors import OVERLOADED
 from roseinfer.server.http_limits import SharedState
 from roseinfer.server.http_refusal import refusal
@@ -17,6 +19,8 @@ from roseinfer.server.middleware.head_limit import MAX_HEAD_BYTES
 MAX_PIPELINED = 64  # requests that wait for the one before them
 MAX_LINGERING = 256  # connections beyond the limit that get the time to read why they are refused
 RETRY_SECONDS = 1  # when there may be room for a connection again
+NEW_SECONDS = 0.2  # in which the request comes that a connection was made for
+WIND_DOWN_SECONDS = 1.0  # without a request, until a connection of a server that stops is closed
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -33,11 +37,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
-        self.parser = _Parser(self)
         self._num_pending_bytes = 0
         self._deadline: float | None = None  # for a head; while a request is answered nobody is waiting for one
         self._is_deaf = False  # what comes is swallowed
         self._keeps_alive = False  # as the last head would have it
+        self._idle_since = 0.0
 
     @property
     def is_busy(self) -> bool:
@@ -49,12 +53,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Whether nothing was ever asked here."""
         return self.cycle is None
 
+    @property
+    def is_kept_alive(self) -> bool:
+        """Whether its caller may be sending another request just now."""
+        return not self.is_unused and not self._is_answering() and not self.transport.is_closing()
+
+    def is_new(self, now: float) -> bool:
+        """Whether its first request may be on its way."""
+        return self.is_unused and now - self._idle_since < NEW_SECONDS
+
     # -- called by the event loop -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(ReplyTransport(transport, self.loop))  # type: ignore[arg-type]
         limits = self.server_state.limits
-        self._deadline = self.loop.time() + limits.head_seconds
+        self._idle_since = self.loop.time()
+        self._deadline = self._idle_since + limits.head_seconds
         num_excess = len(self.connections) - limits.max_connections
         if num_excess > 0:
             self._refuse(503, "the server has too many connections", code=OVERLOADED, retry_after=RETRY_SECONDS)
@@ -71,7 +85,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._num_pending_bytes += len(data)
         try:
-            self.parser.feed_data(data)
+            self._read(data)
         except HttpParserError as error:
             if not self._is_deaf:
                 self._refuse(400, f"this is no valid HTTP request: {_reason(error)}")
@@ -102,6 +116,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if is_old:
             self.cycle.__class__ = _CloseDelimitedCycle
+        offer_break_off(self.scope, functools.partial(_break_off, self.cycle))  # type: ignore[arg-type]
         self._keeps_alive = self.cycle.keep_alive
         self.cycle.keep_alive &= not self.server_state.is_draining
         self.transport.is_input_open = True
@@ -124,6 +139,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._idle_since = self.loop.time()
         if self._deadline is not None:
             self._deadline = self.loop.time() + self.server_state.limits.head_seconds
 
@@ -140,17 +156,45 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._deadline is not None and now >= self._deadline and not self._is_answering():
             self._end_of_patience(limits.head_seconds)
 
+    def wind_down(self, now: float, stopped_at: float) -> None:
+        """To be called again and again once the server was told to stop, at `stopped_at`.
+
+        A caller who has not been told that the connection ends may be sending a request while it is closed, and would
+        never see an answer.
+        """
+        if self._is_answering():
+            self.cycle.keep_alive &= self.cycle.response_started
+        elif self.is_kept_alive and now - max(self._idle_since, stopped_at) >= WIND_DOWN_SECONDS:
+            self.transport.close()
+
     def drop(self) -> None:
         """At once; a reply that is cut off is seen to be."""
         self.transport.reset()
 
-    def head_without_upgrade(self) -> bytes:
+    # -- parts ------------------------------------------------------------------------------------------------
+
+    def _read(self, data: bytes) -> None:
+        """Reads a request that offers to upgrade (every one of Java's HTTP client does) like any other.
+
+        httptools stops behind the head of such a request, and its parser may take it for the connection's last. What
+        follows is read by a new one as if there had been no offer.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+            head = self._head_without_upgrade()
+            self.parser = HttpRequestParser(self)
+            self.parser.feed_data(head)
+
+    def _head_without_upgrade(self) -> bytes:
         """The last head as it would be without its offer."""
         start = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
         headers = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         return b"%s %s HTTP/%s\r\n%s\r\n" % (*start, b"".join(headers))
-
-    # -- parts ------------------------------------------------------------------------------------------------
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.disconnected
@@ -199,25 +243,10 @@ class _CloseDelimitedCycle(RequestResponseCycle):
         await super().send(message)
 
 
-class _Parser(HttpRequestParser):
-    """Reads a request that offers to upgrade (every one of Java's HTTP client does) like any other.
-
-    httptools stops behind the head of such a request. What follows is read as if there had been no offer.
-    """
-
-    def __init__(self, protocol: BoundedHttpProtocol) -> None:
-        super().__init__(protocol)
-        self._protocol = protocol
-
-    def feed_data(self, data: Any) -> None:
-        rest = memoryview(data)
-        while True:
-            try:
-                super().feed_data(rest)
-                return
-            except HttpParserUpgrade as offer:
-                rest = rest[offer.args[0] :]
-                super().feed_data(self._protocol.head_without_upgrade())
+def _break_off(cycle: RequestResponseCycle) -> None:
+    """The end that is missing tells; where the connection's end would be the reply's, the transport resets it."""
+    cycle.disconnected = True
+    cycle.transport.close()
 
 
 def _check_head(parser: HttpRequestParser, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:

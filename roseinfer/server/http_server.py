@@ -24,6 +24,7 @@ logger = logging.getLogger("roseinfer")
 DRAIN_SECONDS = 30.0
 BACKLOG = 2048
 END_SECONDS = 1.0  # for replies to say that the server stops
+LAST_SECONDS = 0.5  # for callers who connected just before the end
 TICK_SECONDS = 0.05
 
 
@@ -58,7 +59,7 @@ def make_server(
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=math.ceil(drain_timeout),
+        timeout_graceful_shutdown=max(1, math.ceil(drain_timeout)),
         timeout_keep_alive=limits.keep_alive_seconds,
     )
     return HttpServer(settings, app, on_ready, limits, drain_timeout)
@@ -82,7 +83,8 @@ class HttpServer(uvicorn.Server):
         self._app = app
         self._on_ready = on_ready
         self._drain_timeout = drain_timeout
-        self._drain_until = math.inf  # on `time.monotonic`
+        self._stopped_at = math.inf  # on `time.monotonic`
+        self._drain_until = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for listener in sockets or ():  # what they accept inherits it
@@ -94,7 +96,8 @@ class HttpServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: object) -> None:
         """The first signal lets requests finish; the next one finds the default handler, which kills."""
         logger.info("stopping; running requests have %g seconds, a second signal ends them", self._drain_timeout)
-        self._drain_until = time.monotonic() + self._drain_timeout
+        self._stopped_at = time.monotonic()
+        self._drain_until = self._stopped_at + self._drain_timeout
         self._app.state.is_draining = self.server_state.is_draining = True
         for handled in (signal.SIGINT, signal.SIGTERM):
             signal.signal(handled, signal.SIG_DFL)
@@ -104,17 +107,19 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.is_draining = self.server_state.is_draining = True
-        if time.monotonic() >= self._drain_until:
+        if time.monotonic() >= self._drain_until and self._is_busy():
             await self._end_requests()
+        await self._answer_the_last()
         await super().shutdown(sockets)
         self._sweeper.cancel()
 
     def _has_drained(self) -> bool:
-        """Whether nothing runs any more, or for too long. New connections may still bring a request to refuse."""
-        for connection in self._connections():
-            if not connection.is_unused:
-                connection.shutdown()
-        return not self._is_busy() or time.monotonic() >= self._drain_until
+        """Whether nothing runs any more, or for too long. Connections may still bring a request to refuse."""
+        now, connections = time.monotonic(), self._connections()
+        for connection in connections:
+            connection.wind_down(now, self._stopped_at)
+        is_done = not self._is_busy() and not any(connection.is_kept_alive for connection in connections)
+        return is_done or now >= self._drain_until
 
     async def _end_requests(self) -> None:
         """The engine's end is an error for each request that runs, which its reply tells; what remains is cut off."""
@@ -125,6 +130,18 @@ class HttpServer(uvicorn.Server):
             await asyncio.sleep(TICK_SECONDS)
         for connection in self._connections():
             connection.drop()
+
+    async def _answer_the_last(self) -> None:
+        """Refuses what was on its way when the server stopped to listen."""
+        for server in self.servers:
+            server.close()
+        deadline = time.monotonic() + LAST_SECONDS
+        while time.monotonic() < deadline and self._expects_requests():
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _expects_requests(self) -> bool:
+        now = time.monotonic()
+        return self._is_busy() or any(connection.is_new(now) for connection in self._connections())
 
     async def _sweep(self) -> None:
         loop, seconds = asyncio.get_running_loop(), self.server_state.limits.sweep_seconds

@@ -15,14 +15,23 @@ PAUSE_SECONDS = 0.05  # for more lines to come, which are written together: a th
 
 
 class LineWriter:
-    """`write` gets some lines at a time, and where lines were dropped one more, which `on_dropped` makes."""
+    """`write` gets some lines at a time, and where lines were dropped one more, which `on_dropped` makes.
+
+    `pause_seconds`: how long a line waits for others.
+    """
 
     def __init__(
-        self, write: Callable[[str], None], on_dropped: Callable[[int], str], *, max_lines: int = MAX_LINES
+        self,
+        write: Callable[[str], None],
+        on_dropped: Callable[[int], str],
+        *,
+        max_lines: int = MAX_LINES,
+        pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._write = write
         self._on_dropped = on_dropped
         self._max_lines = max_lines
+        self._pause_seconds = pause_seconds
         self._lines: deque[str] = deque()
         self._num_dropped = 0
         self._lock = threading.Lock()  # guards the number
@@ -50,7 +59,7 @@ class LineWriter:
     def _run(self) -> None:
         while not self._is_closing.is_set() or self._lines:
             self._has_lines.wait()
-            self._is_closing.wait(PAUSE_SECONDS)
+            self._is_closing.wait(self._pause_seconds)
             self._has_lines.clear()
             self._write_some(len(self._lines))
 

@@ -13,6 +13,7 @@ from roseinfer.core.config import Config, load_api_keys
 from roseinfer.core.errors import ConfigError, EngineError
 from roseinfer.core.interpreter import settle_interpreter
 from roseinfer.server.host_names import allowed_hosts_in
+from roseinfer.server.log_handler import log_to_stderr
 from roseinfer.server.startup import import_fastapi, quick_start
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
 
 def set_up_logging(level: str) -> None:
     """Our own lines from `level` on, other libraries' from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_stderr()
     logger.setLevel(level.upper())
 
 

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from roseinfer.core.errors import RoseinferError
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server.broken_reply import break_off
 from roseinfer.server.deadline import time_limit
 from roseinfer.server.disconnect import ClientGoneError, run_while_connected
 from roseinfer.server.errors import code_of
@@ -33,6 +34,7 @@ class TextStream(Response):
         self._generation = generation
         self._warnings = warnings
         self._pieces = engine.astream(generation)
+        self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: str | None = None
@@ -42,7 +44,8 @@ class TextStream(Response):
                     await run_while_connected(receive, self._send_in_time(scope, send))
         except RoseinferError as failure:
             error = code_of(failure)
-            raise
+            if not (self._is_begun and break_off(scope)):
+                raise
         finally:
             record, name = self._generation.record, self._engine.name
             facts = describe([record], model=name, stream=True, warnings=self._warnings, error=error)
@@ -54,6 +57,7 @@ class TextStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         piece = await anext(self._pieces, None)
+        self._is_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         while piece is not None and not self._generation.is_finished:
             await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})

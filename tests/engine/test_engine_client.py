@@ -405,7 +405,7 @@ def test_when_the_engine_dies_every_request_hears_of_it() -> None:
         with ThreadPoolExecutor(4) as pool:
             requests = [endless(f"r{i}") for i in range(4)]
             ends = [stream[-1] for stream in pool.map(lambda request: list(client.stream_sync(request)), requests)]
-        assert {end.finish_reason for end in ends} == {"error"}
+        assert {end.finish_reason for end in ends} == {"abort"}
         assert all("a bug in the engine itself" in (end.error or "") for end in ends)
         assert not client.is_alive
         with pytest.raises(EngineError, match="died"):

@@ -19,6 +19,7 @@ from roseinfer.server import create_app
 from roseinfer.server.middleware.auth import AuthMiddleware
 from roseinfer.server.middleware.body_limit import MAX_BODY_BYTES, BodyLimitMiddleware
 from roseinfer.server.middleware.crash_guard import CrashGuardMiddleware
+from roseinfer.server.middleware.head_limit import MAX_HEADERS
 from tests.fake_model import fake_engine
 from tests.server.live import LiveServer, StartServer, assert_error, serving
 from tests.server.raw_client import exchange
@@ -253,6 +254,20 @@ def test_a_head_that_is_too_large(server: LiveServer) -> None:
     assert_error(server.client.get("/health", headers={"X-Long": "x" * 16_384}), 431)
     assert_error(server.client.get("/health?" + "x" * 16_384), 431)
     assert server.client.get("/health", headers={"X-Long": "x" * 16_000}).status_code == 200
+
+
+def test_a_head_of_too_many_headers(server: LiveServer) -> None:
+    own = len(server.client.build_request("GET", "/health").headers)
+    headers = [("a", "") for _ in range(MAX_HEADERS - own)]
+    assert server.client.get("/health", headers=headers).status_code == 200
+    assert_error(server.client.get("/health", headers=[*headers, ("a", "")]), 431)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/messages/"])
+def test_a_long_path_is_not_repeated(server: LiveServer, path: str) -> None:
+    reply = server.client.get(path + "a" * 14_000)
+    assert reply.status_code == 404
+    assert len(reply.content) < 500
 
 
 async def _never(scope: Scope, receive: Receive, send: Send) -> None:

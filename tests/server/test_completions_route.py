@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server import worker
 from tests.fake_model import EOS, MAX_MODEL_LEN, recite
 from tests.server.live import LiveServer, StartServer, assert_error, serve
 
@@ -266,6 +267,24 @@ def test_prompt_logprobs(server: LiveServer) -> None:
         assert own["decoded_token"] == char
         assert own["logprob"] < 0
         assert {entry["rank"] for entry in place.values()} >= {1, 2}
+
+
+def test_many_logprobs_are_told_as_few_are(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    body: dict[str, Any] = {
+        "prompt": "abc" * 60,
+        "max_tokens": 30,
+        "n": 2,
+        "temperature": 0,
+        "echo": True,
+        "logprobs": 20,
+        "prompt_logprobs": 20,
+    }
+    many = server.complete(**body).json()
+    monkeypatch.setattr(worker, "MAX_INLINE_CHARS", 10**9)
+    few = server.complete(**body).json()
+    assert many["choices"] == few["choices"]
+    assert len(many["choices"][1]["prompt_logprobs"]) == 180
+    assert list(many) == list(few)
 
 
 def test_an_echo_of_ids(server: LiveServer) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
+from roseinfer.server.documentation import DocumentedApp
 from tests.server.byte_server import byte_engine
 from tests.server.live import serve
 
@@ -51,6 +55,29 @@ def test_the_page_may_run_what_is_in_it_and_nothing_else(client: httpx.Client) -
     assert sources["default-src"] == sources["frame-ancestors"] == "'none'"
     assert set(sources.values()) == {"'none'"}
     assert not re.search(r"\son[a-z]+=|\sstyle=|javascript:", page.text)
+
+
+def test_the_document_is_made_once_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    makers: list[threading.Thread] = []
+    make = DocumentedApp.openapi
+
+    def slow(app: DocumentedApp) -> dict[str, Any]:
+        makers.append(threading.current_thread())
+        time.sleep(1)
+        return make(app)
+
+    monkeypatch.setattr(DocumentedApp, "openapi", slow)
+    with byte_engine() as engine, serve(engine) as url, ThreadPoolExecutor(3) as pool:
+        documents = [pool.submit(httpx.get, f"{url}/openapi.json", timeout=30) for _ in range(3)]
+        while not makers:
+            time.sleep(0.01)
+        started = time.monotonic()
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert time.monotonic() - started < 0.9
+        replies = [document.result() for document in documents]
+    assert len(makers) == 1
+    assert {reply.headers["content-type"] for reply in replies} == {"application/json"}
+    assert replies[0].json()["openapi"] == replies[2].json()["openapi"]
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect"])

@@ -142,6 +142,8 @@ def test_bad_bodies(server: LiveServer, name: str) -> None:
     message = assert_error(post_raw(server, BAD_BODIES[name]), 400)
     if name in ("deep list", "deep object"):
         assert "nested more than 64 levels deep" in message
+    elif name == "very deep":
+        assert "more than 65536 objects and lists" in message
     else:
         assert ("not valid JSON: " in message) == (name not in SOUND_JSON)
 
@@ -258,7 +260,9 @@ def test_a_fault_before_the_first_piece_is_a_500(start_server: StartServer, capl
     assert server.post(prompt="a").status_code == 200
 
 
-def test_a_fault_after_the_first_piece_cuts_the_stream(start_server: StartServer) -> None:
+def test_a_fault_after_the_first_piece_cuts_the_stream(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
     server = start_server()
     server.program.step_seconds = 0.01
     body = {"prompt": "a", "max_new_tokens": 500, "stop_on_eos": False, "stream": True}
@@ -268,6 +272,9 @@ def test_a_fault_after_the_first_piece_cuts_the_stream(start_server: StartServer
         server.program.failure = RuntimeError("out of ink")
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
+    server.program.failure = None
+    assert server.post(prompt="a").status_code == 200
+    assert [record for record in caplog.records if "ASGI" in record.message] == []
 
 
 def test_an_empty_stream(server: LiveServer) -> None:

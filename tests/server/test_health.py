@@ -65,7 +65,7 @@ def test_a_server_that_was_told_to_stop_is_not_ready(monkeypatch: pytest.MonkeyP
         assert get(app, "/health/ready").status_code == 200
         make_server(app, "error", lambda: None).handle_exit(signal.SIGTERM, None)
         assert handled
-        assert "stopping" in assert_error(get(app, "/health/ready"), 503)
+        assert "stopping" in assert_error(get(app, "/health/ready"), 503, code="server_is_overloaded")
         assert get(app, "/health/live").status_code == 200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -254,6 +255,23 @@ def test_a_failure_on_the_way_is_an_event_and_the_end(
     assert not any("message_stop" in event for event in events)
     with pytest.raises(anthropic.APIStatusError):
         final_of(client)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_is_stopped_is_an_overloaded_server(stream: bool) -> None:
+    with serving_script() as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        server.say("Hello there " * 20)
+        server.program.step_seconds = 0.02
+        closer = threading.Timer(0.5, server.engine.client.close)
+        closer.start()
+        reply = http.post("/v1/messages", json={**ASK, "max_tokens": 200, "stream": stream})
+        closer.join()
+        if stream:
+            error = AnthropicErrorReply.model_validate_json(reply.text.rpartition("data: ")[2])
+            assert (reply.status_code, error.error.type) == (200, "overloaded_error")
+        else:
+            told(reply, 503, "overloaded_error")
+            assert int(reply.headers["retry-after"]) >= 1
 
 
 def test_keys_come_in_either_header() -> None:

@@ -159,6 +159,10 @@ def test_parsing(server: ScriptedServer, client: openai.OpenAI) -> None:
         assert stream.get_final_response().output_parsed == Answer(capital="Bern")
 
 
+async def _no_body() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -174,7 +178,7 @@ def test_what_an_answer_must_be_reaches_the_engine(
     server: ScriptedServer, body: dict[str, Any], kind: str | None
 ) -> None:
     app = SimpleNamespace(state=SimpleNamespace(engine=server.engine))
-    request = Request({"type": "http", "app": app, "state": {}})
+    request = Request({"type": "http", "app": app, "state": {}}, _no_body)
     job = asyncio.run(prepare_response(ResponseRequest.model_validate({**ASK, **body}), request))
     grammar = job.generations[0].request.grammar
     assert (grammar.kind if grammar else None) == kind

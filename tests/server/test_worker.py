@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from roseinfer.core.errors import OverloadedError
-from roseinfer.server.worker import MAX_INLINE_CHARS, LongWork, run_sized
+from roseinfer.core.errors import OverloadedError, RateLimitedError
+from roseinfer.server.worker import MAX_INLINE_CHARS, MAX_SHORT_CHARS, LongWork, run_sized
 
 LARGE = MAX_INLINE_CHARS + 1
 
@@ -85,5 +85,48 @@ def test_an_error_passes_and_makes_room() -> None:
         with pytest.raises(ValueError, match="oh"):
             await work.run(10, fail)
         assert work.num_pending_chars == 0
+
+    asyncio.run(main())
+
+
+def test_tenants_take_turns(gate: threading.Event) -> None:
+    async def main() -> None:
+        work, order = LongWork(), list[str]()
+        tasks = [asyncio.create_task(work.run(1, gate.wait))]
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")):
+            tasks.append(asyncio.create_task(work.run(1, lambda name=name: order.append(name), tenant)))
+        await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert order == ["a1", "b1", "c1", "a2", "a3"]
+
+    asyncio.run(main())
+
+
+def test_no_tenant_holds_more_than_half_where_there_are_others(gate: threading.Event) -> None:
+    async def main() -> None:
+        work = LongWork(max_pending_chars=100)
+        await work.run(1, thread_name, "b")
+        tasks = [asyncio.create_task(work.run(count, gate.wait, "a")) for count in (30, 20)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(RateLimitedError, match="50 characters of yours"):
+            await work.run(1, thread_name, "a")
+        tasks.append(asyncio.create_task(work.run(50, thread_name, "b")))
+        await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert await work.run(80, thread_name, "a")
+
+    asyncio.run(main())
+
+
+def test_what_is_rather_short_does_not_wait_for_what_is_long(gate: threading.Event) -> None:
+    async def main() -> None:
+        work = LongWork()
+        texts = [asyncio.create_task(work.run(MAX_SHORT_CHARS + 1, gate.wait)) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(work.run(MAX_SHORT_CHARS, thread_name), 5)
+        gate.set()
+        await asyncio.gather(*texts)
 
     asyncio.run(main())

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roseinfer.core.metrics import RequestRecord
-from roseinfer.server.line_writer import LineWriter, write_text
+from roseinfer.server.log_handler import LineHandler
 from roseinfer.server.middleware.auth import OPEN_PATHS
 
 logger = logging.getLogger("roseinfer.access")
@@ -63,11 +63,11 @@ class Exchange:
             self.error = _error_code(body)
 
     def end(self, has_failed: bool) -> None:
-        """A reply that was cut off is no success, whatever its status line said."""
+        """A reply that was cut off is no success, whatever its status line said; the caller did it if nobody else."""
         self.seconds = time.perf_counter() - self.started_at
         self.error = self.error or self.facts.get("error")
         if not self.is_complete:
-            self.status = 500 if has_failed else CLIENT_CLOSED_REQUEST
+            self.status = 500 if has_failed or self.error else CLIENT_CLOSED_REQUEST
 
 
 class AccessLogMiddleware:
@@ -102,22 +102,7 @@ def set_up_access_log(is_wanted: bool, *, is_debug: bool = False) -> None:
     logger.disabled = not is_wanted
     logger.propagate = False
     logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
-    logger.handlers = [_LineHandler()] if is_wanted else []
-
-
-class _LineHandler(logging.Handler):
-    """A log that nobody reads any more must not disturb what is served. Closed by `logging` when the process ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._writer = LineWriter(lambda text: write_text(sys.stdout, text), _dropped_line)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._writer.put(record.getMessage())
-
-    def close(self) -> None:
-        self._writer.close()
-        super().close()
+    logger.handlers = [LineHandler(lambda: sys.stdout, _dropped_line)] if is_wanted else []
 
 
 def _dropped_line(count: int) -> str:

@@ -8,6 +8,8 @@ from roseinfer.core.limits import HEAD_BYTES
 from roseinfer.server.errors import error_response
 
 MAX_HEAD_BYTES = HEAD_BYTES.most
+MAX_HEADERS = 200  # each costs more than its bytes; browsers and proxies send some tens
+HEADER_OVERHEAD = 4  # a colon, a space and the line's end
 
 
 class HeadLimitMiddleware:
@@ -16,13 +18,17 @@ class HeadLimitMiddleware:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _head_bytes(scope) <= self._max_bytes:
-            await self.app(scope, receive, send)
-            return
-        refusal = error_response(431, f"the request's head is larger than {self._max_bytes} bytes")
-        await refusal(scope, receive, send)
+        message = self._objection(scope) if scope["type"] == "http" else None
+        await (self.app if message is None else error_response(431, message))(scope, receive, send)
+
+    def _objection(self, scope: Scope) -> str | None:
+        if len(scope["headers"]) > MAX_HEADERS:
+            return f"the request's head has more than {MAX_HEADERS} headers"
+        if _head_bytes(scope) > self._max_bytes:
+            return f"the request's head is larger than {self._max_bytes} bytes"
+        return None
 
 
 def _head_bytes(scope: Scope) -> int:
-    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    headers = sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in scope["headers"])
     return headers + len(scope["path"]) + len(scope["query_string"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncGenerator
@@ -69,8 +68,8 @@ async def prepare_chat(body: ChatRequest, request: Request) -> ChatJob:
         raise InvalidRequestError("top_logprobs may be given only with logprobs", "top_logprobs")
     check_count(engine, 1, body.num_choices)
     check_room(body.num_choices, request)
-    # In a thread even if it is short: the first rendering compiles the template.
-    return await asyncio.to_thread(_prepare, engine, body, tenant_of(request))
+    num_bytes, tenant = len(await request.body()), tenant_of(request)
+    return await long_work_of(request).run_rendering(num_bytes, lambda: _prepare(engine, body, tenant), tenant)
 
 
 async def render_chat(body: ChatRequest, request: Request) -> ChatPrompt:
@@ -78,7 +77,7 @@ async def render_chat(body: ChatRequest, request: Request) -> ChatPrompt:
     engine = engine_of(request)
     check_model(engine, body.model)
     num_bytes = len(await request.body())
-    return await long_work_of(request).run_rendering(num_bytes, lambda: chat_prompt(engine, body))
+    return await long_work_of(request).run_rendering(num_bytes, lambda: chat_prompt(engine, body), tenant_of(request))
 
 
 def _prepare(engine: InferenceEngine, body: ChatRequest, tenant: str) -> ChatJob:

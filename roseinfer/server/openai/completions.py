@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 
 from roseinfer.engine.checks import check_prompt_logprobs
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
-from roseinfer.server.dependencies import check_room, engine_of, tenant_of
+from roseinfer.server.dependencies import check_room, engine_of, long_work_of, tenant_of
 from roseinfer.server.openai.accounting import renamed
 from roseinfer.server.openai.chunks import Chunks, reply_fields, reply_head
 from roseinfer.server.openai.completion_choices import CompletionChoices
@@ -42,7 +43,7 @@ async def prepare_completion(body: CompletionRequest, request: Request) -> Job[C
     check_stream_fields(body)
     check_count(engine, num_prompts(body), body.num_choices)
     check_room(num_prompts(body) * body.num_choices, request)
-    return await run_sized(num_chars(body), lambda: _prepare(engine, body, tenant))
+    return await long_work_of(request).run_sized(num_chars(body), lambda: _prepare(engine, body, tenant), tenant)
 
 
 def _prepare(engine: InferenceEngine, body: CompletionRequest, tenant: str) -> Job[CompletionRequest]:
@@ -75,8 +76,18 @@ async def completion_reply(job: Job[CompletionRequest], request: Request) -> dic
     """The whole answer."""
     deltas = await job.run_whole(request)
     choices = _choices(job)
-    parts = [choices.first(*pair) for pair in zip(job.generations, deltas, strict=True)]
+    pairs = list(zip(job.generations, deltas, strict=True))
+    parts = await run_sized(
+        _num_logprobs(job.body, pairs), lambda: [msgspec.Raw(encode_json(choices.first(*pair))) for pair in pairs]
+    )
     return {**reply_head(request, ID_PREFIX, KIND), "choices": parts, **reply_fields(job.body, job.generations)}
+
+
+def _num_logprobs(body: CompletionRequest, pairs: Sequence[tuple[Generation, TextDelta]]) -> int:
+    """In all choices; to write one down takes about as long as a character takes to tokenise."""
+    num_told = sum(len(delta.tokens) for _, delta in pairs) * (1 + (body.logprobs or 0))
+    num_scored = sum(len(found.logprobs) for each, _ in pairs if (found := each.prompt_logprobs) is not None)
+    return num_told + num_scored * (1 + (_num_prompt_logprobs(body) or 0))
 
 
 def completion_stream(job: Job[CompletionRequest], request: Request) -> AsyncGenerator[bytes, None]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.inference_engine import InferenceEngine
-from roseinfer.server.dependencies import engine_of, long_work_of
+from roseinfer.server.dependencies import engine_of, long_work_of, tenant_of
 from roseinfer.server.documentation import examples
 from roseinfer.server.openai.chat_prompt import render, template_of
 from roseinfer.server.openai.models import check_model
@@ -41,17 +41,18 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
 
 
 async def _tokenize(body: TokenizeRequest, request: Request) -> msgspec.Raw:
-    engine, long_work = engine_of(request), long_work_of(request)
+    engine, long_work, tenant = engine_of(request), long_work_of(request), tenant_of(request)
     check_model(engine, body.model)
     if body.prompt is None:
-        return await long_work.run_rendering(len(await request.body()), lambda: _reply(engine, body))
-    return await long_work.run_sized(len(body.prompt), lambda: _reply(engine, body))
+        return await long_work.run_rendering(len(await request.body()), lambda: _reply(engine, body), tenant)
+    return await long_work.run_sized(len(body.prompt), lambda: _reply(engine, body), tenant)
 
 
 async def _detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
     engine = engine_of(request)
     check_model(engine, body.model)
-    text = await long_work_of(request).run_sized(len(body.tokens), lambda: _text_of(engine, body.tokens))
+    work = long_work_of(request)
+    text = await work.run_sized(len(body.tokens), lambda: _text_of(engine, body.tokens), tenant_of(request))
     return _with_warnings({"prompt": text}, body)
 
 
