@@ -41,6 +41,7 @@ from roseinfer.catalog import resolve_model
 from roseinfer.checkpoints import open_checkpoint
 from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs
 from roseinfer.core.config import load_config
+from roseinfer.core.interpreter import settle_interpreter
 from roseinfer.core.sampling_params import SamplingParams
 from roseinfer.engine.client import EngineClient
 from roseinfer.engine.engine import Engine
@@ -48,7 +49,6 @@ from roseinfer.inference_engine import InferenceEngine
 from roseinfer.scheduler.scheduler import Scheduler
 from roseinfer.server.app import create_app
 from roseinfer.server.http_server import make_server
-from roseinfer.core.interpreter import settle_interpreter
 from roseinfer.server.runner import bind
 from roseinfer.text import Tokenizer, load_tokenizer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -47,10 +48,21 @@ def measure(settings: Settings, plan: Plan) -> Result:
         runs = []
         for _ in range(plan.num_kills):
             runs.append(_kill_engine(server, plan, rng))
+            engines.append(_next_engine(server, engines[-1]))
             server.wait_until_ready(RESTART_SECONDS)
-            engines.append(server.engine_pid())
             _pause(plan, runs[-1])
         return _result(runs, num_restarts=len(set(engines)) - 1, survived=server.exit_code() is None)
+
+
+def _next_engine(server: ServerUnderTest, last: int) -> int:
+    """The process that comes after `last`, which may have been killed behind the last answer."""
+    deadline = perf_counter() + RESTART_SECONDS
+    while perf_counter() < deadline:
+        with suppress(LookupError):
+            if (pid := server.engine_pid()) != last:
+                return pid
+        time.sleep(0.02)
+    raise LookupError(f"no engine came after {last}")
 
 
 def _kill_engine(server: ServerUnderTest, plan: Plan, rng: random.Random) -> FaultedRun:
