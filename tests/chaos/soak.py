@@ -191,8 +191,14 @@ async def _measure(soak: Soak, num_requests: int, num_warm_up: int, max_slope: f
 
 async def _burst(client: HttpClient) -> None:
     """Makes pools of threads as large as they will ever be, which chance would take a while to do."""
-    content = client.encode("/tokenize", {"prompt": "many words " * 20_000})
-    await asyncio.gather(*(client.send(content) for _ in range(4 * NUM_AT_ONCE)))
+    for path, body in (
+        ("/tokenize", {"prompt": "many words " * 20_000}),
+        ("/tokenize", {"prompt": "many words " * 500}),
+        ("/tokenize", {"prompt": "a", "unknown": [[]] * 1000}),
+        ("/generate", {"prompt": "many words " * 500, "max_new_tokens": 0}),
+    ):
+        content = client.encode(path, body)
+        await asyncio.gather(*(client.send(content) for _ in range(4 * NUM_AT_ONCE)))
 
 
 def _result(soak: Soak, before: Rest, after: Rest, rate: float, max_slope: float) -> Result:

@@ -336,10 +336,12 @@ def test_a_crash_behind_the_first_byte_is_not_covered_up() -> None:
         _run_asgi(CrashGuardMiddleware(crash), [])
 
 
-def test_a_closed_engine_is_a_500(start_server: StartServer) -> None:
+def test_a_closed_engine_is_a_503(start_server: StartServer) -> None:
     server = start_server()
     server.engine.close()
-    assert_error(server.post(prompt="a"), 500)
+    reply = server.post(prompt="a")
+    assert_error(reply, 503, code="server_is_overloaded")
+    assert int(reply.headers["retry-after"]) > 0
 
 
 def test_the_app_works_without_a_web_server() -> None:
