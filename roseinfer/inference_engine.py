@@ -131,7 +131,7 @@ class InferenceEngine:
         engine_process: bool = False,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> Self:
-        """`say` is told of each thing that takes time; `meanwhile` is called while the engine's process loads.
+        """`say` is told of each thing that takes time; `meanwhile` is called while the engine's process loads, if any.
 
         `num_tenants`: callers with keys of their own, between whom places are shared out.
         """
@@ -139,6 +139,7 @@ class InferenceEngine:
         if engine_process:
             parts = load_in_process(config, say, num_tenants, meanwhile)
         else:
+            meanwhile()
             parts = load_here(config, say, num_tenants)
         engine._start(*parts, config.seed, _served_name(config))
         return engine

@@ -35,11 +35,11 @@ from roseinfer.engine.frames import (
     encode,
     load_failure,
 )
+from roseinfer.engine.loader import Wrap, unwrapped
 from roseinfer.engine.loop import EngineLoop
 from roseinfer.engine.progress import open_counter
 
 if TYPE_CHECKING:
-    from roseinfer.backends import Program
     from roseinfer.core.batch import UInt64Array
     from roseinfer.engine.engine import Engine
     from roseinfer.engine.model_info import ModelInfo
@@ -48,10 +48,8 @@ logger = logging.getLogger(__name__)
 
 OOM_SCORE = "500"  # of 1000: where memory runs out this process goes, which comes back, before the server does
 
-Wrap = Callable[["Program"], "Program"]
 
-
-def main(socket_fd: int, progress_fd: int, wrap: Wrap = lambda program: program) -> None:
+def main(socket_fd: int, progress_fd: int, wrap: Wrap = unwrapped) -> None:
     """Loads the model that the first command names, and runs what is asked of it until the socket ends.
 
     `wrap` may put a program of its own between the engine and the model's, as tests do.
@@ -67,7 +65,7 @@ def serve_child(server: Callable[[socket.socket, UInt64Array], EngineServer], so
 class EngineServer:
     """The engine's end of the border."""
 
-    def __init__(self, connection: socket.socket, counter: UInt64Array, wrap: Wrap = lambda program: program) -> None:
+    def __init__(self, connection: socket.socket, counter: UInt64Array, wrap: Wrap = unwrapped) -> None:
         self._connection = connection
         self._counter = counter
         self._wrap = wrap

@@ -102,8 +102,6 @@ def bind(host: str, port: int) -> socket.socket:
 def _load_engine(config: Config, num_tenants: int) -> InferenceEngine:
     from roseinfer.inference_engine import InferenceEngine
 
-    if not config.engine_process:
-        _import_app()
     return InferenceEngine.from_config(
         config,
         logger.info,

@@ -7,11 +7,10 @@ from collections.abc import Awaitable
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from roseinfer.server.errors import OVERLOADED, error_response
+from roseinfer.server.errors import OVERLOADED, RESTART_SECONDS, error_response
 from roseinfer.server.middleware.auth import OPEN_PATHS
 
 ANSWERED_PATHS = OPEN_PATHS | {"/metrics"}
-RETRY_SECONDS = 5  # by then another server has taken over, or this one is back
 
 
 class DrainingMiddleware:
@@ -26,5 +25,5 @@ class DrainingMiddleware:
 
 
 def _refusal() -> Response:
-    headers = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+    headers = {"Retry-After": str(RESTART_SECONDS), "Connection": "close"}
     return error_response(503, "the server is stopping", code=OVERLOADED, headers=headers)

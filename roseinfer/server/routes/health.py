@@ -8,12 +8,10 @@ from fastapi import APIRouter, HTTPException, Request
 
 from roseinfer.core.errors import EngineError, EngineRestartingError, OverloadedError
 from roseinfer.server.dependencies import engine_of
-from roseinfer.server.errors import ErrorReply
+from roseinfer.server.errors import RESTART_SECONDS, ErrorReply
 from roseinfer.server.schemas import HealthReply
 
 router = APIRouter(tags=["health"])
-
-RETRY_SECONDS = 5.0  # by then another server has taken over, or this one is back
 
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorReply, "description": "The reason why not"}}
 
@@ -42,7 +40,7 @@ async def ready(request: Request) -> HealthReply:
     """Whether a request that is sent now would be taken."""
     reply = await health(request)
     if request.app.state.is_draining:
-        raise OverloadedError("the server is stopping", retry_after=RETRY_SECONDS)
+        raise OverloadedError("the server is stopping", retry_after=RESTART_SECONDS)
     client = engine_of(request).client
     if not client.is_ready:
         raise EngineRestartingError("the engine is being started anew; requests are taken and wait")
