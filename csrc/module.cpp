@@ -430,17 +430,17 @@ NB_MODULE(_native, m) {
           "__init__",
           [](PyProgram* self, const std::string& isa, std::shared_ptr<ThreadPool> pool, int max_tokens, int max_logits,
              int num_blocks, int64_t block_bytes, const std::string& kv_dtype, int64_t arena_bytes, int64_t vocab_size,
-             int64_t max_positions, Buffer logits) {
+             int64_t max_positions, Buffer logits, int kv_fd, int64_t kv_offset) {
             require(max_tokens > 0 && max_logits > 0 && num_blocks > 0 && block_bytes > 0, "bad program sizes");
             new (self) PyProgram(kernels_of(isa), std::move(pool), max_tokens, max_logits, num_blocks, block_bytes,
-                                 kv_type(kv_dtype), arena_bytes);
+                                 kv_type(kv_dtype), arena_bytes, kv_fd, kv_offset);
             self->vocab_size = vocab_size;
             self->max_positions = max_positions;
             self->logits = logits;
           },
           nb::arg("isa"), nb::arg("pool"), nb::arg("max_tokens"), nb::arg("max_logits"), nb::arg("num_blocks"),
           nb::arg("block_bytes"), nb::arg("kv_dtype"), nb::arg("arena_bytes"), nb::arg("vocab_size"),
-          nb::arg("max_positions"), nb::arg("logits"))
+          nb::arg("max_positions"), nb::arg("logits"), nb::arg("kv_fd") = -1, nb::arg("kv_offset") = 0)
       .def("add_rope", &Program::add_rope)
       .def("add_embedding",
            [](PyProgram& p, Weight weight, Buffer out, float scale, bool by_position) {

@@ -30,6 +30,12 @@ void prefetch_rows(const float* first, int64_t stride, int count) {
   }
 }
 
+// The block that token `t` of the step is stored in.
+int64_t block_of(const Program& p, int t) {
+  const int64_t row = p.token_rows[size_t(t)];
+  return p.step.block_tables[row * p.step.table_width + p.step.positions[t] / KV_BLOCK];
+}
+
 uint8_t* head_keys(const Program& p, const KvLayer& l, int64_t block, int head) {
   return p.kv.data() + block * p.block_bytes + l.offset + head * 2 * kv_part_bytes(p.kv_type, l.head_dim);
 }
@@ -37,7 +43,8 @@ uint8_t* head_keys(const Program& p, const KvLayer& l, int64_t block, int head) 
 }  // namespace
 
 Program::Program(const Kernels* kernels_, std::shared_ptr<ThreadPool> pool_, int max_tokens_, int max_logits_,
-                 int num_blocks_, int64_t block_bytes_, KvType kv_type_, int64_t arena_bytes)
+                 int num_blocks_, int64_t block_bytes_, KvType kv_type_, int64_t arena_bytes, int kv_fd,
+                 int64_t kv_offset)
     : kernels(kernels_),
       pool(std::move(pool_)),
       max_tokens(max_tokens_),
@@ -46,7 +53,7 @@ Program::Program(const Kernels* kernels_, std::shared_ptr<ThreadPool> pool_, int
       block_bytes(block_bytes_),
       kv_type(kv_type_),
       arena(arena_bytes),
-      kv(num_blocks_ * block_bytes_),
+      kv(num_blocks_ * block_bytes_, kv_fd, kv_offset),
       token_rows(size_t(max_tokens_)),
       scratch(size_t(pool->size())) {
   attend_items.reserve(size_t(max_tokens_));
@@ -66,6 +73,8 @@ void Program::forward(const Step& new_step) {
     std::fill(token_rows.begin() + first, token_rows.begin() + last, row);
     for (int t = first; t < last; t += ATTEND_TOKENS)
       attend_items.push_back({row, t, std::min(ATTEND_TOKENS, last - t)});
+    for (int t = first; t < last; ++t)
+      if (t == first || step.positions[t] % KV_BLOCK == 0) kv.prepare(block_of(*this, t) * block_bytes, block_bytes);
   }
   for (RopeTable& table : ropes) {
     const size_t half = table.inv_freq.size();
@@ -216,8 +225,7 @@ void StoreKvOp::run(Program& p) const {
     turn(p.floats(q) + t * q.width, num_heads, q_norm, t);
     turn(key, layer.num_kv_heads, k_norm, t);
     const int position = p.step.positions[t], slot = position % KV_BLOCK;
-    const int64_t block =
-        p.step.block_tables[int64_t(p.token_rows[size_t(t)]) * p.step.table_width + position / KV_BLOCK];
+    const int64_t block = block_of(p, t);
     const int row = p.token_rows[size_t(t)];
     const bool is_last = t + 1 == p.step.row_offsets[row + 1];
     for (int h = 0; h < layer.num_kv_heads; ++h) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "kv_memory.h"
 #include "pack.h"
 #include "thread_pool.h"
 
@@ -65,7 +66,8 @@ struct Program {
   int max_tokens, max_logits, num_blocks;
   int64_t block_bytes;  // all layers' keys and values of one block
   KvType kv_type;
-  PageBuffer arena, kv;
+  PageBuffer arena;
+  KvMemory kv;
   std::vector<std::unique_ptr<Op>> ops;
   std::vector<RopeTable> ropes;
   Buffer logits;
@@ -80,7 +82,7 @@ struct Program {
   std::vector<float> partials;              // of attention that is cut along the keys
 
   Program(const Kernels* kernels, std::shared_ptr<ThreadPool> pool, int max_tokens, int max_logits, int num_blocks,
-          int64_t block_bytes, KvType kv_type, int64_t arena_bytes);
+          int64_t block_bytes, KvType kv_type, int64_t arena_bytes, int kv_fd = -1, int64_t kv_offset = 0);
 
   void forward(const Step& step);
   // Adds the cos/sin table of a spec and gives its index.

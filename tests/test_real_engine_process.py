@@ -52,10 +52,10 @@ def answers(engine: InferenceEngine, kill: bool = False) -> list[object]:
         return list(pool.map(run, range(len(KINDS))))
 
 
-def end_engine(engine: InferenceEngine) -> None:
+def end_engine(engine: InferenceEngine, sent: signal.Signals = signal.SIGKILL) -> None:
     host = engine.client._host
     assert isinstance(host, EngineProcess)
-    os.kill(host.pid or 0, signal.SIGKILL)
+    os.kill(host.pid or 0, sent)
 
 
 def test_both_give_the_same_answers(here: InferenceEngine, apart: InferenceEngine) -> None:
@@ -63,6 +63,28 @@ def test_both_give_the_same_answers(here: InferenceEngine, apart: InferenceEngin
     assert answers(apart) == answers(here)
 
 
+def num_cached(engine: InferenceEngine, prompt: list[int]) -> int:
+    [generation] = engine.prepare_ids([prompt], SamplingParams(max_tokens=1))
+    for _ in engine.run([generation]):
+        pass
+    return generation.record.num_cached_tokens
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory here")
+@pytest.mark.parametrize(("sent", "is_kept"), [(signal.SIGKILL, True), (signal.SIGSEGV, False)])
+def test_the_prefix_cache_outlives_an_engine_that_was_sound(
+    apart: InferenceEngine, sent: signal.Signals, is_kept: bool
+) -> None:
+    prompt = list(range(100, 180))
+    num_cached(apart, prompt)
+    assert num_cached(apart, prompt) == 64
+    num_restarts = apart.client.num_restarts
+    end_engine(apart, sent)
+    assert num_cached(apart, prompt) == (64 if is_kept else 0)
+    assert apart.client.num_restarts == num_restarts + 1
+
+
 def test_killed_engines_change_nothing(here: InferenceEngine, apart: InferenceEngine) -> None:
+    num_restarts = apart.client.num_restarts
     assert answers(apart, kill=True) == answers(here)
-    assert apart.client.num_restarts == 2
+    assert apart.client.num_restarts == num_restarts + 2

@@ -16,6 +16,14 @@ from roseinfer.graph import Graph
 
 
 @dataclass(frozen=True, slots=True)
+class KvFile:
+    """A file that holds the KV blocks, from `offset` on, a multiple of 2 MiB, to a multiple of it."""
+
+    fd: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramOptions:
     """The sizes a program is compiled for; a step never exceeds them."""
 
@@ -28,6 +36,7 @@ class ProgramOptions:
     num_threads: int = 0  # 0 = all cores
     isa: str = "auto"  # native only: auto | scalar | avx2 | avx512 | avx512_bf16
     progress_counter: UInt64Array | None = None  # [1], raised as long as kernels get on; a watchdog looks at it
+    kv_file: KvFile | None = None  # native only: memory for KV blocks that outlives the program; None = its own
 
 
 Progress = Callable[[int, int], None]  # bytes of weights loaded so far, and in all

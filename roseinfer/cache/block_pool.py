@@ -13,14 +13,25 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from typing import Protocol
 
 from roseinfer.core.errors import EngineError
 
 
-class BlockPool:
-    """`num_blocks` blocks of `block_size` token positions each."""
+class DigestList(Protocol):
+    """A list of what the published blocks hold, for whoever comes after this pool: `cache/kept_blocks.py`."""
 
-    def __init__(self, num_blocks: int, block_size: int = 16) -> None:
+    def digests(self) -> dict[int, bytes]: ...
+
+    def write(self, block: int, digest: bytes) -> None: ...
+
+    def wipe(self, block: int) -> None: ...
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` token positions each. What `kept` lists is cached from the beginning."""
+
+    def __init__(self, num_blocks: int, block_size: int = 16, kept: DigestList | None = None) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_size} tokens cannot hold anything")
         self.num_blocks = num_blocks
@@ -30,6 +41,9 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._digest_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
+        self._kept = kept
+        if kept is not None:
+            self._restore(kept.digests())
 
     # -- counts ---------------------------------------------------------------------------------------------
 
@@ -88,6 +102,8 @@ class BlockPool:
         published = self._block_of.setdefault(digest, block)
         if published == block:
             self._digest_of[block] = digest
+            if self._kept is not None:
+                self._kept.write(block, digest)
         return published
 
     def find(self, digest: bytes) -> int | None:
@@ -99,9 +115,8 @@ class BlockPool:
 
     def unpublish(self, block: int) -> None:
         """Makes a block unfindable; its holders keep it."""
-        digest = self._digest_of.pop(block, None)
-        if digest is not None:
-            del self._block_of[digest]
+        if block in self._digest_of:
+            self._forget(block)
         if block in self._cached:
             del self._cached[block]
             self._free.append(block)
@@ -116,8 +131,19 @@ class BlockPool:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
-        del self._block_of[self._digest_of.pop(block)]
+        self._forget(block)
         return block
+
+    def _forget(self, block: int) -> None:
+        del self._block_of[self._digest_of.pop(block)]
+        if self._kept is not None:
+            self._kept.wipe(block)
+
+    def _restore(self, digests: dict[int, bytes]) -> None:
+        self._digest_of = digests
+        self._block_of = {digest: block for block, digest in digests.items()}
+        self._cached = OrderedDict.fromkeys(digests)
+        self._free = [block for block in self._free if block not in digests]
 
     # -- checking -------------------------------------------------------------------------------------------
 

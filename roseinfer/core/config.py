@@ -189,7 +189,12 @@ class Config:
     )
     api_key_file: str | None = _setting(None, path(), "server", "File with one API key per line.")
     served_model_name: str | None = _setting(None, text(), "server", "Name in replies. [default: the model's]")
-    max_queue: int = _setting(256, integer(0, 1 << 20), "server", "Most requests that wait; more are refused with 503.")
+    max_queue: int = _setting(
+        256,
+        integer(0, 1 << 20),
+        "server",
+        "Most requests that wait; more are refused with 503, or 429 for a key that holds more than its share.",
+    )
     max_connections: int = _setting(4096, integer(1, 1 << 20), "server", "Most connections; more are refused with 503.")
     allowed_hosts: str | None = _setting(
         None,

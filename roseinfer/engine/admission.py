@@ -59,6 +59,11 @@ class Admission:
     def is_full(self) -> bool:
         return self._num_live >= self.max_live
 
+    @property
+    def may_refuse(self) -> bool:
+        """Whether there are tenants for whom there is no room; where not, nobody has to ask for one place."""
+        return self._num_live >= self.max_per_tenant
+
     def num_live_of(self, tenant: str) -> int:
         return self._num_of.get(tenant, 0)
 

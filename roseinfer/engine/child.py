@@ -49,12 +49,13 @@ logger = logging.getLogger(__name__)
 OOM_SCORE = "500"  # of 1000: where memory runs out this process goes, which comes back, before the server does
 
 
-def main(socket_fd: int, progress_fd: int, wrap: Wrap = unwrapped) -> None:
+def main(socket_fd: int, progress_fd: int, cache_fd: int | None, wrap: Wrap = unwrapped) -> None:
     """Loads the model that the first command names, and runs what is asked of it until the socket ends.
 
-    `wrap` may put a program of its own between the engine and the model's, as tests do.
+    `cache_fd` is a file for the KV cache, see `KeptBlocks`; None = it dies with this process. `wrap` may put a program
+    of its own between the engine and the model's, as tests do.
     """
-    serve_child(partial(EngineServer, wrap=wrap), socket_fd, progress_fd)
+    serve_child(partial(EngineServer, cache_fd=cache_fd, wrap=wrap), socket_fd, progress_fd)
 
 
 def serve_child(server: Callable[[socket.socket, UInt64Array], EngineServer], socket_fd: int, progress_fd: int) -> None:
@@ -65,9 +66,12 @@ def serve_child(server: Callable[[socket.socket, UInt64Array], EngineServer], so
 class EngineServer:
     """The engine's end of the border."""
 
-    def __init__(self, connection: socket.socket, counter: UInt64Array, wrap: Wrap = unwrapped) -> None:
+    def __init__(
+        self, connection: socket.socket, counter: UInt64Array, cache_fd: int | None = None, wrap: Wrap = unwrapped
+    ) -> None:
         self._connection = connection
         self._counter = counter
+        self._cache_fd = cache_fd
         self._wrap = wrap
         self._reader = FrameReader(connection, EngineCommand)
         self._table: TokenTable | None = None
@@ -100,7 +104,9 @@ class EngineServer:
         from roseinfer.engine.loading import build_engine_of
 
         with open_checkpoint(os.fsdecode(load.path)) as checkpoint:
-            return build_engine_of(load, checkpoint, self._read_table, self._on_progress, self._counter, self._wrap)
+            return build_engine_of(
+                load, checkpoint, self._read_table, self._on_progress, self._counter, self._cache_fd, self._wrap
+            )
 
     def _on_progress(self, num_loaded: int, num_bytes: int) -> None:
         self._send(Loading(num_loaded, num_bytes))

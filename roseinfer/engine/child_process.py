@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from roseinfer.core.messages import AddRequest
@@ -21,24 +23,25 @@ from roseinfer.engine.frames import (
     Vocabulary,
     encode,
 )
-from roseinfer.engine.progress import ProgressCounter
 
 logger = logging.getLogger(__name__)
 
 EXIT_SECONDS = 1.0  # for a process that has been told to go
+REAP_SECONDS = 0.01
 
 
 class ChildProcess:
     """Commands go through a thread of their own, so that a process that does not read holds nobody up.
 
-    `main`: the module whose `main(socket_fd, progress_fd)` is the process. `read_vocabulary` is called on that thread,
-    before the first request with a grammar. `on_unsendable` is told of a request that does not fit into a frame.
+    `main`: the module whose `main(socket_fd, *fds)` is the process; None stands for a file that there is not.
+    `read_vocabulary` is called on that thread, before the first request with a grammar. `on_unsendable` is told of a
+    request that does not fit into a frame.
     """
 
     def __init__(
         self,
         main: str,
-        progress: ProgressCounter,
+        fds: Sequence[int | None],
         read_vocabulary: Callable[[], Vocabulary],
         on_unsendable: Callable[[str, Exception], None],
     ) -> None:
@@ -46,23 +49,26 @@ class ChildProcess:
         self._on_unsendable = on_unsendable
         self._socket, theirs = socket.socketpair()
         try:
-            self._process = self._start(main, theirs, progress)
+            self._process = self._start(main, theirs, fds)
         except OSError:
             self._socket.close()
             raise
         finally:
             theirs.close()
+        self._is_killed_here = False
         self._reader = FrameReader(self._socket, EngineEvent)
         self._commands: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="roseinfer-commands", daemon=True)
         self._writer.start()
 
-    def _start(self, main: str, theirs: socket.socket, progress: ProgressCounter) -> subprocess.Popen[bytes]:
+    def _start(self, main: str, theirs: socket.socket, fds: Sequence[int | None]) -> subprocess.Popen[bytes]:
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        fds = (theirs.fileno(), progress.fileno())
-        code = f"from {main} import main; main{fds}"
-        return start_python(code, fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        arguments = (theirs.fileno(), *fds)
+        code = f"from {main} import main; main{arguments}"
+        inherited = [fd for fd in arguments if fd is not None]
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        return start_python(code, inherited, **quiet, start_new_session=True)
 
     @property
     def pid(self) -> int:
@@ -78,7 +84,13 @@ class ChildProcess:
         return event
 
     def kill(self) -> None:
+        self._is_killed_here = True
         self._process.kill()
+
+    @property
+    def was_killed_by_others(self) -> bool:
+        """Whether a process that has ended was sound until then: the system or somebody has sent it SIGKILL."""
+        return self._process.returncode == -signal.SIGKILL and not self._is_killed_here
 
     def end(self) -> str:
         """Waits for a process that is gone or going, kills it if it stays, and says how it ended."""
@@ -88,10 +100,11 @@ class ChildProcess:
         try:
             status = self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             status = self._process.wait()
         self._writer.join()
         self._socket.close()
+        _reap_group(self._process.pid)
         return _describe(status)
 
     def _write_all(self) -> None:
@@ -109,7 +122,7 @@ class ChildProcess:
             if isinstance(command, AddRequest):
                 self._on_unsendable(command.request_id, error)
             else:
-                self._process.kill()
+                self.kill()
             return
         self._socket.sendall(frames)
 
@@ -119,6 +132,15 @@ class ChildProcess:
             frame = encode(self._read_vocabulary()) + frame
             self._read_vocabulary = None
         return frame
+
+
+def _reap_group(pid: int) -> None:
+    """What the engine itself had started dies with it, and is ours to reap where this process is the system's first."""
+    deadline = time.monotonic() + EXIT_SECONDS
+    with contextlib.suppress(ChildProcessError):  # everywhere else, at once
+        while time.monotonic() < deadline:
+            if os.waitpid(-pid, os.WNOHANG) == (0, 0):
+                time.sleep(REAP_SECONDS)
 
 
 def _describe(status: int) -> str:

@@ -30,6 +30,7 @@ from roseinfer.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from roseinfer.constraints import GrammarCompiler
+    from roseinfer.core.batch import UInt64Array
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +42,25 @@ class Engine:
     """Runs requests to their end, one `step` after the other, on the caller's thread.
 
     `on_ready` is called from any thread when there may be work again though nothing was added: a grammar has been
-    compiled. Without `grammars`, requests with one are refused.
+    compiled. Without `grammars`, requests with one are refused. `progress_counter` [1] is raised with each piece of the
+    grammars' work, which the program does not see.
     """
 
-    def __init__(self, program: Program, scheduler: Scheduler, grammars: GrammarCompiler | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        scheduler: Scheduler,
+        grammars: GrammarCompiler | None = None,
+        progress_counter: UInt64Array | None = None,
+    ) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self._program = program
         self._scheduler = scheduler
         self._grammars = grammars
         self._pending = PendingGrammars(grammars, lambda: self.on_ready())
         self._sampling = SamplingTable(program.vocab_size)
-        self._masks = MaskWorker()
+        self._masks = MaskWorker(self._count_progress)
+        self._progress_counter = progress_counter
         self._outputs: list[TokenOutput] = []  # for the next step: of requests that ended between two steps
         self._arrivals = itertools.count()
         self._num_steps = 0
@@ -141,6 +150,11 @@ class Engine:
                 self._put(self._scheduler.add(request))
             except Exception as error:
                 self._put(_refusal(request.request_id, error))
+            self._count_progress()  # a request that goes on brings thousands of tokens to accept
+
+    def _count_progress(self) -> None:
+        if self._progress_counter is not None:
+            self._progress_counter[0] += 1
 
     def _run(self, batch: Batch) -> list[TokenOutput]:
         try:

@@ -10,9 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roseinfer.backends import Program, ProgramOptions, Progress, compile_program
+import roseinfer
+from roseinfer.backends import KvFile, Program, ProgramOptions, Progress, compile_program
 from roseinfer.backends.native.compiler import fastest_kv_dtype, kv_block_bytes
 from roseinfer.cache.block_pool import BlockPool
+from roseinfer.cache.kept_blocks import KeptBlocks
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.checkpoints import Checkpoint
 from roseinfer.checkpoints.tensor import Tensor
@@ -60,13 +62,17 @@ def build_engine(
     grammars: GrammarCompiler | None = None,
     progress: Progress | None = None,
     progress_counter: UInt64Array | None = None,
+    cache_fd: int | None = None,
+    is_cache_sound: bool = False,
     wrap: Wrap = unwrapped,
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
 
     `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests 512 tokens,
     or one request the whole context, within a quarter of the machine's memory. Pages are committed when used.
-    `progress_counter` [1] is raised while kernels compute. `wrap` may put a program of its own around the model's.
+    `progress_counter` [1] is raised while kernels compute. `cache_fd` is a file in memory for the KV cache, with what
+    another engine may have left there, which is used if `is_cache_sound`. `wrap` may put a program of its own around
+    the model's.
     Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
     """
     check_device(device)
@@ -78,6 +84,11 @@ def build_engine(
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
         need = -(-max_model_len // BLOCK_SIZE) * block_bytes
         raise ConfigError(f"max_model_len {max_model_len} needs a kv_cache_memory of at least {need} bytes")
+    digest = weights_digest(model.weights)
+    kept = None
+    if cache_fd is not None and prefix_cache:
+        identity = "\n".join([roseinfer.__version__, digest, dtype, kv_dtype, isa, str(block_bytes)])
+        kept = _keep_blocks(cache_fd, identity, num_blocks, block_bytes, is_cache_sound)
     options = ProgramOptions(
         num_blocks=num_blocks,
         max_batch_tokens=max_batch_tokens,
@@ -88,9 +99,12 @@ def build_engine(
         num_threads=num_threads,
         isa=isa,
         progress_counter=progress_counter,
+        kv_file=KvFile(kept.fd, kept.offset) if kept else None,
     )
     program = compile_program("native", model.graph, model.weights, options, _forgetting(checkpoint, progress))
-    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    if kept:
+        kept.close_file()
+    pool = BlockPool(num_blocks, BLOCK_SIZE, kept)
     scheduler = Scheduler(
         block_pool=pool,
         prefix_cache=PrefixCache(pool) if prefix_cache else None,
@@ -102,7 +116,7 @@ def build_engine(
     if scheduler.max_model_len < context:
         cut = "the KV cache holds %d tokens, so the context is cut to that from %d; see --kv-cache-memory"
         logger.warning(cut, scheduler.max_model_len, context)
-    engine = Engine(wrap(program), scheduler, grammars)
+    engine = Engine(wrap(program), scheduler, grammars, progress_counter)
     info = ModelInfo(
         name=model_name(checkpoint),
         file=tellable(Path(checkpoint.path).name),
@@ -117,7 +131,7 @@ def build_engine(
         isa=str(getattr(program, "isa", "")),
         dtype=dtype,
         kv_dtype=kv_dtype,
-        weights_digest=weights_digest(model.weights),
+        weights_digest=digest,
     )
     return engine, info
 
@@ -177,6 +191,14 @@ def _kv_dtype(kv_dtype: str, dtype: str, isa: str) -> str:
     if kv_dtype != "auto":
         return kv_dtype
     return fastest_kv_dtype(isa) if dtype == "auto" else dtype
+
+
+def _keep_blocks(fd: int, identity: str, num_blocks: int, block_bytes: int, is_sound: bool) -> KeptBlocks | None:
+    try:
+        return KeptBlocks(fd, hashlib.sha256(identity.encode()).digest(), num_blocks, block_bytes, is_sound=is_sound)
+    except OSError as error:
+        logger.warning("the KV cache will not outlive the engine: %s", error)
+        return None
 
 
 def _context(model: Model, max_model_len: int | None) -> int:

@@ -21,6 +21,7 @@ def build_engine_of(
     read_tokens: Callable[[], TokenTable],
     progress: Progress | None = None,
     progress_counter: UInt64Array | None = None,
+    cache_fd: int | None = None,
     wrap: Wrap = unwrapped,
 ) -> tuple[Engine, ModelInfo]:
     """`read_tokens` is called with the first grammar. Raises as `build_engine` does."""
@@ -39,5 +40,7 @@ def build_engine_of(
         grammars=GrammarCompiler(read_tokens, max_pending=load.max_pending_grammars, max_seconds=load.grammar_seconds),
         progress=progress,
         progress_counter=progress_counter,
+        cache_fd=cache_fd,
+        is_cache_sound=load.is_cache_sound,
         wrap=wrap,
     )

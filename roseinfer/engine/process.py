@@ -17,6 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import msgspec
+
 from roseinfer.core.errors import EngineError, RoseinferError
 from roseinfer.core.messages import AddRequest, Command, EngineStats, StepOutput, TokenOutput
 from roseinfer.core.python_process import fill_standard_files
@@ -33,6 +35,7 @@ from roseinfer.engine.frames import (
 )
 from roseinfer.engine.host import OnExit, OnStep
 from roseinfer.engine.live_requests import LiveRequests
+from roseinfer.engine.memory_file import memory_file
 from roseinfer.engine.model_info import ModelInfo
 from roseinfer.engine.progress import ProgressCounter
 
@@ -83,6 +86,8 @@ class EngineProcess:
         self._options = options
         fill_standard_files()
         self._progress = ProgressCounter()
+        self._cache = memory_file("roseinfer-kv") if load.prefix_cache else None
+        self._is_cache_sound = False
         self._first: Future[Ready] = Future()
         self._deaths: deque[float] = deque(maxlen=options.max_deaths)
         self._num_still_ticks = 0  # without progress
@@ -163,6 +168,8 @@ class EngineProcess:
             logger.critical("the engine cannot be watched any more", exc_info=caught)
             error = caught
         self._progress.close()
+        if self._cache is not None:
+            self._cache.close()
         if self._first.done():
             self._started.wait()
             self._on_exit(error)
@@ -172,15 +179,17 @@ class EngineProcess:
     def _be_with_one_engine(self) -> None:
         """From its start to its death. Raises RoseinferError if there is to be no other one."""
         try:
-            child = ChildProcess(self._main, self._progress, self._read_vocabulary, self._on_unsendable)
+            fds = (self._progress.fileno(), self._cache.fileno() if self._cache else None)
+            child = ChildProcess(self._main, fds, self._read_vocabulary, self._on_unsendable)
         except OSError as error:
             self._bury(f"it cannot be started: {error}")
             self._closing.wait(self._options.start_again_seconds)
             return
-        reason = ""
+        reason, was_loaded = "", False
         try:
             self._take_up(child)
             self._load_model(child)
+            was_loaded = True
             self._started.wait()
             self._read_steps(child)
         except _DeadError as death:
@@ -190,6 +199,8 @@ class EngineProcess:
             pass
         finally:
             status = self._put_down(child)
+            # Who crashed or hung may have written anywhere.
+            self._is_cache_sound = was_loaded and child.was_killed_by_others
         if not self._closing.is_set():
             self._bury(reason or f"it ended with {status}")
 
@@ -206,7 +217,7 @@ class EngineProcess:
         return child.end()
 
     def _load_model(self, child: ChildProcess) -> None:
-        child.send(self._load)
+        child.send(msgspec.structs.replace(self._load, is_cache_sound=self._is_cache_sound))
         start = time.monotonic()
         while True:
             match self._read(child, self._load_seconds):

@@ -7,6 +7,8 @@ import os
 import tempfile
 from typing import IO, TYPE_CHECKING
 
+from roseinfer.engine.memory_file import memory_file
+
 if TYPE_CHECKING:
     from roseinfer.core.batch import UInt64Array
 
@@ -15,7 +17,7 @@ class ProgressCounter:
     """Whoever makes it hands `fileno()` to the other process, which opens it with `open_counter`."""
 
     def __init__(self) -> None:
-        self._file = _memory_file()
+        self._file = memory_file("roseinfer-progress") or _disk_file()
         self._file.truncate(mmap.PAGESIZE)
         self._memory = mmap.mmap(self._file.fileno(), mmap.PAGESIZE, access=mmap.ACCESS_READ)
 
@@ -31,9 +33,7 @@ class ProgressCounter:
         self._file.close()
 
 
-def _memory_file() -> IO[bytes]:
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("roseinfer-progress"), "r+b")
+def _disk_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 

@@ -7,7 +7,7 @@ depends on its tokens: the history that penalties count, stop tokens that come t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -135,8 +135,11 @@ def _masks(requests: Sequence[Request], vocab_size: int) -> tuple[UInt32Array, I
     return masks, np.array([mask_of.get(request, -1) for request in requests], dtype=np.int32)
 
 
-def fill_masks(requests: Sequence[Request], edits: LogitEdits) -> dict[Request, Exception]:
-    """Lets the constraints of the sampled requests write their masks. Returns what went wrong with which of them.
+def fill_masks(
+    requests: Sequence[Request], edits: LogitEdits, on_filled: Callable[[], None] = lambda: None
+) -> dict[Request, Exception]:
+    """Lets the constraints of the sampled requests write their masks, and calls `on_filled` after each. Returns what
+    went wrong with which of them.
 
     Depends on the tokens accepted so far and changes nothing else, so it may be done again.
     """
@@ -150,6 +153,7 @@ def fill_masks(requests: Sequence[Request], edits: LogitEdits) -> dict[Request, 
                 failures[request] = error
             if request.logit_rules.allowed is not None:
                 edits.masks[mask_row] &= request.logit_rules.allowed
+            on_filled()
     return failures
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -16,15 +16,17 @@ from roseinfer.server import routes
 from roseinfer.server.documentation import DocumentedApp
 from roseinfer.server.errors import ERROR_RESPONSES, EXCEPTION_HANDLERS
 from roseinfer.server.fingerprint import fingerprint_of
+from roseinfer.server.gate import Gate
+from roseinfer.server.generating import generating_routes
 from roseinfer.server.host_names import ANY
 from roseinfer.server.metrics import ServerMetrics
-from roseinfer.server.middleware.access_log import AccessLogMiddleware
-from roseinfer.server.middleware.auth import AuthMiddleware
+from roseinfer.server.middleware.access_log import AccessLogMiddleware, Exchange, write
+from roseinfer.server.middleware.auth import ApiKeys, AuthMiddleware
 from roseinfer.server.middleware.body_limit import BODY_SECONDS, MAX_BODY_BYTES, BodyLimitMiddleware
 from roseinfer.server.middleware.crash_guard import CrashGuardMiddleware
 from roseinfer.server.middleware.draining import DrainingMiddleware
-from roseinfer.server.middleware.head_limit import HeadLimitMiddleware
-from roseinfer.server.middleware.host import HostMiddleware
+from roseinfer.server.middleware.head_limit import HeadLimitMiddleware, has_small_head
+from roseinfer.server.middleware.host import HostCheck, HostMiddleware
 from roseinfer.server.middleware.request_id import RequestIdMiddleware
 from roseinfer.server.middleware.security_headers import SecurityHeadersMiddleware
 
@@ -52,11 +54,15 @@ def create_app(
         request_timeout: seconds that a request may take from then on; None = any.
     """
     metrics = ServerMetrics(engine.client.max_model_len)
+    listeners = [metrics.on_exchange, write]
+    keys = ApiKeys(api_keys)
+    host_checks = [] if ANY in allowed_hosts else [HostCheck(allowed_hosts)]
+    routers = _routers()
     app = DocumentedApp(
         title="roseinfer",
         summary="An LLM inference server",
         version=roseinfer.__version__,
-        middleware=_middleware(api_keys, metrics, allowed_hosts, max_body_bytes, body_seconds),
+        middleware=_middleware(keys, listeners, host_checks, max_body_bytes, body_seconds),
         exception_handlers=EXCEPTION_HANDLERS,
         responses=ERROR_RESPONSES,
         redirect_slashes=False,
@@ -71,33 +77,33 @@ def create_app(
     app.state.request_timeout = request_timeout
     app.state.fingerprint = fingerprint_of(engine)
     app.state.started_at = int(time.time())
-    for router in _routers():
+    app.state.gate = Gate(engine.client, generating_routes(routers), keys, [has_small_head, *host_checks], listeners)
+    for router in routers:
         app.include_router(router)
     return app
 
 
 def _middleware(
-    api_keys: Sequence[str],
-    metrics: ServerMetrics,
-    allowed_hosts: Sequence[str],
+    keys: ApiKeys,
+    listeners: Sequence[Callable[[Exchange], None]],
+    host_checks: Iterable[HostCheck],
     max_body_bytes: int,
     body_seconds: float,
 ) -> list[Middleware]:
     """Outermost first: every reply gets its id and headers, and no body is read for a caller without a key."""
-    host = [] if ANY in allowed_hosts else [Middleware(HostMiddleware, allowed_hosts=allowed_hosts)]
     return [
-        Middleware(AccessLogMiddleware, on_exchange=[metrics.on_exchange]),
+        Middleware(AccessLogMiddleware, listeners=listeners),
         Middleware(RequestIdMiddleware),
         Middleware(SecurityHeadersMiddleware),
         Middleware(CrashGuardMiddleware),
         Middleware(HeadLimitMiddleware),
-        *host,
+        *[Middleware(HostMiddleware, check=check) for check in host_checks],
         Middleware(DrainingMiddleware),
-        Middleware(AuthMiddleware, api_keys=api_keys),
+        Middleware(AuthMiddleware, api_keys=keys),
         Middleware(BodyLimitMiddleware, max_bytes=max_body_bytes, seconds=body_seconds),
     ]
 
 
-def _routers() -> Iterator[APIRouter]:
-    for module in pkgutil.iter_modules(routes.__path__, routes.__name__ + "."):
-        yield importlib.import_module(module.name).router
+def _routers() -> list[APIRouter]:
+    modules = pkgutil.iter_modules(routes.__path__, routes.__name__ + ".")
+    return [importlib.import_module(module.name).router for module in modules]

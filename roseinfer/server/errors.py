@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import msgspec
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -38,6 +39,8 @@ RETRYABLE = (408, 409, 429)  # below 500
 RESTART_SECONDS = 5  # by then another server has taken over, or this one is back
 MAX_REPORTED_FIELDS = 8
 MAX_PATH = 256  # characters of what a caller asked for that a message repeats
+
+_encode = msgspec.json.Encoder().encode
 
 
 class ModelNotFoundError(InvalidRequestError):
@@ -82,12 +85,19 @@ class ErrorResponse(JSONResponse):
         super().__init__({"error": error}, status, headers)
         self._error = error
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def render(self, content: Any) -> bytes:
+        return _encode(content)
+
+    def suit(self, scope: Scope) -> None:
+        """Takes the shape for the request's path; done when it is sent by itself."""
         if is_anthropic(scope["path"]):
             request_id = scope.get("state", {}).get("request_id")
             error = error_fields(self.status_code, self._error["message"], self._error["param"], request_id)
             self.body = self.render(error)
             self.headers["content-length"] = str(len(self.body))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.suit(scope)
         await super().__call__(scope, receive, send)
 
 
@@ -98,7 +108,7 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+) -> ErrorResponse:
     kind = SERVER_ERROR if status >= 500 else INVALID_REQUEST
     error = {"message": message, "type": kind, "param": param, "code": code}
     return ErrorResponse(error, status, {**_retry_advice(status), **(headers or {})})
@@ -125,7 +135,7 @@ def code_of(error: RoseinferError) -> str:
     return SERVER_ERROR
 
 
-def response_of(error: RoseinferError) -> JSONResponse:
+def response_of(error: RoseinferError) -> ErrorResponse:
     match error:
         case ModelNotFoundError():
             return error_response(404, error.message, param=error.param, code=error.code)

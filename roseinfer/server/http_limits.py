@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from uvicorn.server import ServerState
 
+from roseinfer.server.gate import Gate
+
 MAX_CONNECTIONS = 4096
 
 
@@ -28,7 +30,8 @@ class HttpLimits:
 class SharedState(ServerState):
     """Of one server; its protocols have it as `server_state`."""
 
-    def __init__(self, limits: HttpLimits) -> None:
+    def __init__(self, limits: HttpLimits, gate: Gate) -> None:
         super().__init__()
         self.limits = limits
+        self.gate = gate
         self.is_draining = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
@@ -11,16 +12,31 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from roseinfer.server.broken_reply import offer_break_off
 from roseinfer.server.errors import OVERLOADED
+from roseinfer.server.gate import Refusal
 from roseinfer.server.http_limits import SharedState
 from roseinfer.server.http_refusal import refusal
 from roseinfer.server.http_transport import ReplyTransport
 from roseinfer.server.middleware.head_limit import MAX_HEAD_BYTES
 
 MAX_PIPELINED = 64  # requests that wait for the one before them
+MAX_AWAITED_BYTES = 64 * 1024  # of a body that is read though its request is refused, to keep the connection
 MAX_LINGERING = 256  # connections beyond the limit that get the time to read why they are refused
 RETRY_SECONDS = 1  # when there may be room for a connection again
 NEW_SECONDS = 0.2  # in which the request comes that a connection was made for
 WIND_DOWN_SECONDS = 1.0  # without a request, until a connection of a server that stops is closed
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A request that never gets to the app. A small body is waited for, so that the connection can go on."""
+
+    cycle: RequestResponseCycle
+    refusal: Refusal
+    awaits_body: bool
+
+    @property
+    def is_due(self) -> bool:
+        return not (self.awaits_body and self.cycle.more_body)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -42,6 +58,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_deaf = False  # what comes is swallowed
         self._keeps_alive = False  # as the last head would have it
         self._idle_since = 0.0
+        self._refused: _Refused | None = None  # until it is answered
 
     @property
     def is_busy(self) -> bool:
@@ -76,6 +93,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._end_refusal()
         self.transport.is_input_open = self.transport.ends_with_close = False
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -83,18 +101,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf or self.transport.half_closed_at is not None:
             return
-        self._num_pending_bytes += len(data)
-        try:
-            self._read(data)
-        except HttpParserError as error:
-            if not self._is_deaf:
-                self._refuse(400, f"this is no valid HTTP request: {_reason(error)}")
-            return
-        if self.transport.is_input_open:
-            # A reply that is sent before the body is here says that the connection ends with it.
-            self.cycle.keep_alive = False
-        if self._num_pending_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+        self._take(data)
+        # Only now: there may have been more requests behind the one that is refused.
+        if self._refused is not None and self._refused.is_due:
+            self._answer(self._refused)
 
     # -- called by the parser ---------------------------------------------------------------------------------
 
@@ -116,14 +126,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if is_old:
             self.cycle.__class__ = _CloseDelimitedCycle
-        offer_break_off(self.scope, functools.partial(_break_off, self.cycle))  # type: ignore[arg-type]
         self._keeps_alive = self.cycle.keep_alive
         self.cycle.keep_alive &= not self.server_state.is_draining
         self.transport.is_input_open = True
 
     def on_body(self, body: bytes) -> None:
         self._num_pending_bytes = 0
-        super().on_body(body)
+        if self._refused is None or self._refused.cycle is not self.cycle:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -153,6 +163,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             half_closed_at is not None and now - half_closed_at >= limits.linger_seconds
         ):
             self.transport.reset()
+        elif self._refused is not None:
+            self._answer(self._refused)
         elif self._deadline is not None and now >= self._deadline and not self._is_answering():
             self._end_of_patience(limits.head_seconds)
 
@@ -172,6 +184,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.reset()
 
     # -- parts ------------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        self._num_pending_bytes += len(data)
+        try:
+            self._read(data)
+        except HttpParserError as error:
+            if not self._is_deaf:
+                self._refuse(400, f"this is no valid HTTP request: {_reason(error)}")
+            return
+        if self.transport.is_input_open:
+            # A reply that is sent before the body is here says that the connection ends with it.
+            self.cycle.keep_alive = False
+        if self._num_pending_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
 
     def _read(self, data: bytes) -> None:
         """Reads a request that offers to upgrade (every one of Java's HTTP client does) like any other.
@@ -195,6 +221,34 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         start = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
         headers = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         return b"%s %s HTTP/%s\r\n%s\r\n" % (*start, b"".join(headers))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Called when its head is here or, if there was a request before it, when that has been answered."""
+        refusal = None
+        if cycle.more_body and not (self.flow.write_paused or self.server_state.is_draining):
+            refusal = self.server_state.gate.refusal(cycle.scope)  # type: ignore[arg-type]
+        if refusal is None:
+            offer_break_off(cycle.scope, functools.partial(_break_off, cycle))  # type: ignore[arg-type]
+            super()._start_asgi_task(cycle, app)
+        else:
+            self._refused = _Refused(cycle, refusal, _awaits_body(cycle))
+
+    def _answer(self, refused: _Refused) -> None:
+        cycle = refused.cycle
+        cycle.keep_alive &= not cycle.more_body
+        reply = refused.refusal.reply(self.server_state.default_headers, is_last=not cycle.keep_alive)
+        self.transport.write_reply(reply)
+        cycle.response_started = cycle.response_complete = True
+        cycle.on_response = lambda: None  # or the two would keep each other, until garbage is collected
+        self._end_refusal()
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _end_refusal(self) -> None:
+        if self._refused is not None:
+            self._refused.refusal.end()
+            self._refused = None
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.disconnected
@@ -272,6 +326,14 @@ def _check_target(url: bytes, hosts: list[bytes]) -> None:
     authority = target.host if target.port is None else b"%s:%d" % (target.host, target.port)
     if target.userinfo or any(host.lower() != authority.lower() for host in hosts):
         raise ValueError("the request's target and its Host header disagree")
+
+
+def _awaits_body(cycle: RequestResponseCycle) -> bool:
+    """Whether it is declared to be small, and on its way."""
+    if cycle.waiting_for_100_continue:
+        return False
+    headers = dict(cycle.scope["headers"])
+    return b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) <= MAX_AWAITED_BYTES
 
 
 def _reason(error: HttpParserError) -> str:

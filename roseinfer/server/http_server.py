@@ -79,7 +79,7 @@ class HttpServer(uvicorn.Server):
         drain_timeout: float,
     ) -> None:
         super().__init__(settings)
-        self.server_state = SharedState(limits)
+        self.server_state = SharedState(limits, app.state.gate)
         self._app = app
         self._on_ready = on_ready
         self._drain_timeout = drain_timeout

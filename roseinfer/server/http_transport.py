@@ -51,6 +51,14 @@ class ReplyTransport:
         self._num_written += len(data)
         self._transport.write(data)
 
+    def write_reply(self, data: bytes) -> None:
+        """A reply that is whole."""
+        if self.half_closed_at is not None:
+            return
+        self._flush()
+        self._num_written += len(data)
+        self._transport.write(data)
+
     def is_closing(self) -> bool:
         return self.half_closed_at is not None or self._transport.is_closing()
 

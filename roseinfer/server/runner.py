@@ -40,6 +40,7 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                 from roseinfer.server.app import create_app
                 from roseinfer.server.http_server import make_server
                 from roseinfer.server.middleware.access_log import set_up_access_log
+                from roseinfer.server.warm_up import warming_up
 
                 app = create_app(
                     engine,
@@ -51,10 +52,17 @@ def serve(config: Config, defaults: GenerateParams | None = None) -> None:
                     request_timeout=config.request_timeout or None,
                 )
                 set_up_access_log(config.access_log, is_debug=config.log_level == "debug")
+                warm_up = warming_up(app.routes)
+                stack.callback(warm_up.cancel)
+
+                def on_ready() -> None:
+                    _announce(engine, listener)
+                    warm_up.start()
+
                 server = make_server(
                     app,
                     config.log_level,
-                    lambda: _announce(engine, listener),
+                    on_ready,
                     max_connections=config.max_connections,
                     drain_timeout=config.drain_timeout,
                 )
@@ -127,9 +135,22 @@ def _is_loopback(host: str) -> bool:
 def _announce(engine: InferenceEngine, listener: socket.socket) -> None:
     from roseinfer.report import format_memory
 
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url, where = _places(*listener.getsockname()[:2])
     body = '{"prompt": "The capital of France is", "max_new_tokens": 16}'
-    logger.info("%s is served at %s (%s)", engine.name, url, format_memory(engine.info.memory))
+    logger.info("%s is served at %s (%s)", engine.name, where, format_memory(engine.info.memory))
     logger.info("try: curl %s/generate -H 'Content-Type: application/json' -d '%s'", url, body)
     logger.info("OpenAI clients: base_url=%s/v1; all routes: %s/docs", url, url)
+
+
+def _places(host: str, port: int) -> tuple[str, str]:
+    """A URL that can be asked from this machine, and what to say of where the server listens."""
+    address = ipaddress.ip_address(host.partition("%")[0])  # a link-local one names its interface behind it
+    if not address.is_unspecified:
+        url = _url(host, port)
+        return url, url
+    url = _url("127.0.0.1" if address.version == 4 else "::1", port)
+    return url, f"{url} and all other addresses of this machine"
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -14,23 +14,18 @@ from roseinfer.core.errors import OverloadedError, RateLimitedError
 
 T = TypeVar("T")
 
-# Tokenising, or rendering, up to here takes no longer than the event loop may be held.
+# Tokenising, rendering, or writing logprobs, up to here takes no longer than the event loop may be held.
 MAX_INLINE_CHARS = 2048
 MAX_PENDING_CHARS = 16 * 2**20  # two bodies of the largest size, or many small ones
 # What is up to here long does not wait for what is longer.
 MAX_SHORT_CHARS = 64 * 1024
 
 
-async def run_sized(num_chars: int, work: Callable[[], T]) -> T:
-    """The result of `work` on so many characters, here if they are few and in another thread if not."""
-    return work() if num_chars <= MAX_INLINE_CHARS else await asyncio.to_thread(work)
-
-
 class _Lane:
     """A thread whose work takes turns: one piece of each tenant's, in the order in which it came."""
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="roseinfer-long-work")
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"roseinfer-{name}-work")
         self._lock = threading.Lock()  # guards what follows
         self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}
 
@@ -63,14 +58,15 @@ class _Lane:
 
 
 class LongWork:
-    """Threads for work that no context length bounds: one for what is rather short, one for the rest.
+    """Threads for work that no context length bounds: one for what is brief, one for what is rather short, one for
+    the rest.
 
     Work counts until its thread is done with it, also if its caller has gone: hanging up makes no room.
     """
 
     def __init__(self, max_pending_chars: int = MAX_PENDING_CHARS) -> None:
         self._max_pending_chars = max_pending_chars
-        self._short, self._long = _Lane(), _Lane()
+        self._brief, self._short, self._long = _Lane("brief"), _Lane("short"), _Lane("long")
         self._lock = threading.Lock()  # guards what follows
         self._num_pending_chars = 0
         self._num_chars_of: Counter[str] = Counter()  # of every tenant seen, pending
@@ -87,8 +83,17 @@ class LongWork:
     async def run_rendering(self, num_chars: int, work: Callable[[], T], tenant: str = "") -> T:
         """`run`, but beside it if it is short. Never here: the first rendering of a template compiles it."""
         if num_chars <= MAX_INLINE_CHARS:
-            return await asyncio.to_thread(work)
+            return await asyncio.wrap_future(self._brief.submit(tenant, work))
         return await self.run(num_chars, work, tenant)
+
+    async def run_reply(self, size: int, work: Callable[[], T], tenant: str = "") -> T:
+        """The result of `work` on `size` logprobs or characters, here if they are few.
+
+        Never refused and never counted: the request was taken, and its answer has been computed.
+        """
+        if size <= MAX_INLINE_CHARS:
+            return work()
+        return await asyncio.wrap_future(self._lane_of(size).submit(tenant, work))
 
     async def run(self, num_chars: int, work: Callable[[], T], tenant: str = "") -> T:
         """The result of `work`. Raises OverloadedError where so much is pending that this does not fit, and
@@ -98,10 +103,12 @@ class LongWork:
             self._check_share(num_chars, tenant)
             self._enter(num_chars)
             self._num_chars_of[tenant] += num_chars
-        lane = self._short if num_chars <= MAX_SHORT_CHARS else self._long
-        future = lane.submit(tenant, lambda: self._run(num_chars, work))
+        future = self._lane_of(num_chars).submit(tenant, lambda: self._run(num_chars, work))
         future.add_done_callback(lambda _: self._leave(num_chars, tenant))
         return await asyncio.wrap_future(future)
+
+    def _lane_of(self, num_chars: int) -> _Lane:
+        return self._short if num_chars <= MAX_SHORT_CHARS else self._long
 
     def _check_share(self, num_chars: int, tenant: str) -> None:
         held = self._num_chars_of[tenant]

@@ -131,12 +131,30 @@ def test_the_check_finds_damage(damage: object) -> None:
         pool.check([[block]])
 
 
+class KeptList:
+    """`DigestList` in a dictionary; a block is never named twice."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, bytes] = {}
+
+    def digests(self) -> dict[int, bytes]:
+        return dict(self._digests)
+
+    def write(self, block: int, digest: bytes) -> None:
+        assert block not in self._digests
+        self._digests[block] = digest
+
+    def wipe(self, block: int) -> None:
+        del self._digests[block]
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Against a model that knows only the held tables and the published contents."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(7, 4)
+        self.kept = KeptList()
+        self.pool = BlockPool(7, 4, self.kept)
         self.tables: list[list[int]] = []
 
     @rule(count=st.integers(0, 4))
@@ -184,6 +202,20 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.check(self.tables)
         held = {block for table in self.tables for block in table}
         assert self.pool.num_available == 7 - len(held)
+
+    @invariant()
+    def kept_list_names_what_is_published(self) -> None:
+        digests = [bytes([content]) for content in range(5)]
+        found = {block: digest for digest in digests if (block := self.pool.find(digest)) is not None}
+        assert self.kept.digests() == found
+
+    @rule()
+    def start_anew(self) -> None:
+        """As if the pool's process had been killed: all that was published is cached, the rest is free."""
+        published = self.kept.digests()
+        self.pool, self.tables = BlockPool(7, 4, self.kept), []
+        assert counts(self.pool) == (7 - len(published), len(published))
+        assert all(self.pool.find(digest) == block for block, digest in published.items())
 
 
 TestPoolMachine = PoolMachine.TestCase

@@ -30,7 +30,8 @@ from tests.chaos.any_request import RequestMaker
 from tests.chaos.model_file import file_of
 from tests.chaos.result import Figure, Result, Scale, Settings
 from tests.chaos.session import Schedule, Session
-from tests.chaos.subjects import BLOCK_SIZE, NUM_BLOCKS, REAL, Subject, SubjectMaker, Variant, tiny_variants
+from tests.chaos.subjects import REAL, Subject, SubjectMaker, tiny_variants
+from tests.variants import BLOCK_SIZE, NUM_BLOCKS, Variant
 
 SHAPES = ((300, 16), (100, 32), (30, 64))  # most tokens of prompts and of answers
 CAUSES = ("batched", "chunked", "cached", "preempted", "restarted", "1 threads", "2 threads", "beside an abort")

@@ -136,8 +136,8 @@ def _without_tokens(output: SampleOutput, indices: list[int]) -> SampleOutput:
     return SampleOutput(token_ids, logprobs, top_ids, top_logprobs)
 
 
-def main(socket_fd: int, progress_fd: int) -> None:
-    child.main(socket_fd, progress_fd, FaultyProgram)
+def main(socket_fd: int, progress_fd: int, cache_fd: int | None) -> None:
+    child.main(socket_fd, progress_fd, cache_fd, FaultyProgram)
 
 
 def serve() -> NoReturn:

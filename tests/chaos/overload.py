@@ -16,7 +16,9 @@ from itertools import cycle
 from random import Random
 from time import perf_counter
 
-from tests.chaos.client import Stream, ask
+from roseinfer.bench.http_client import HttpClient
+from tests.chaos.client import Stream
+from tests.chaos.light_client import LightClient
 from tests.chaos.memory import MemoryWatch, watch_memory
 from tests.chaos.requests import ChaosRequest
 from tests.chaos.result import Figure, Result, Scale, Settings, percentile
@@ -100,7 +102,8 @@ def run(settings: Settings, scale: Scale) -> Result:
 
 
 async def _measure(server: ServerUnderTest, load: Load) -> Result:
-    requests = make_requests(load.num_tokens)
+    encoder = HttpClient(server.url)
+    requests = [encoder.encode(*request) for request in make_requests(load.num_tokens)]
     peak = await closed_loop(server.url, requests, load)
     log_size = server.log_path.stat().st_size
     async with watch_memory(server) as memory:
@@ -117,51 +120,50 @@ def make_requests(num_tokens: int) -> list[ChaosRequest]:
     return [ChaosRequest("/v1/completions", {"prompt": prompt, **fields, **options}) for prompt in prompts]
 
 
-async def closed_loop(url: str, requests: Sequence[ChaosRequest], load: Load) -> Phase:
+async def closed_loop(url: str, requests: Sequence[bytes], load: Load) -> Phase:
     """So many callers, each of whom asks again when it is answered."""
-    streams: list[Stream] = []
     left = cycle(requests)
-    start = perf_counter()
-    end = start + load.peak_seconds
+    async with _client(url) as client, _lateness() as lateness:
+        start = perf_counter()
+        end = start + load.peak_seconds
 
-    async def work() -> None:
-        while perf_counter() < end:
-            streams.append(await ask(url, next(left)))
+        async def work() -> None:
+            while perf_counter() < end:
+                await client.ask(next(left))
 
-    async with _lateness() as lateness:
         await asyncio.gather(*(work() for _ in range(load.num_at_once)))
-    return Phase(start + load.settle_seconds, end, streams, lateness)
+    return Phase(start + load.settle_seconds, end, _streams(client), lateness)
 
 
-async def open_loop(url: str, requests: Sequence[ChaosRequest], rate: float, load: Load) -> Phase:
+async def open_loop(url: str, requests: Sequence[bytes], rate: float, load: Load) -> Phase:
     """`rate` requests per second on the average, whether answers come or not; those that were taken are waited for."""
-    streams: list[Stream] = []
-    tasks: set[asyncio.Task[None]] = set()
     rng = Random(9)
-
-    async def work(request: ChaosRequest) -> None:
-        streams.append(await ask(url, request))
-
-    start = due = perf_counter()
-    async with _lateness() as lateness:
-        for request in cycle(requests):
-            due += rng.expovariate(rate)
-            if due > start + load.overload_seconds or len(tasks) >= MAX_OPEN:
-                break
-            await asyncio.sleep(max(due - perf_counter(), 0.0))
-            task = asyncio.create_task(work(request))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-    end = perf_counter()
-    await asyncio.wait(tasks, timeout=DRAIN_SECONDS)
-    await _stop(list(tasks))
-    return Phase(start + load.settle_seconds, end, streams, lateness)
+    async with _client(url) as client:
+        start = due = perf_counter()
+        async with _lateness() as lateness:
+            for request in cycle(requests):
+                due += rng.expovariate(rate)
+                if due > start + load.overload_seconds or client.num_open >= MAX_OPEN:
+                    break
+                await asyncio.sleep(max(due - perf_counter(), 0.0))
+                client.send(request)
+        end = perf_counter()
+        await client.settle(DRAIN_SECONDS)
+    return Phase(start + load.settle_seconds, end, _streams(client), lateness)
 
 
-async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[LightClient]:
+    client = LightClient(url)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _streams(client: LightClient) -> list[Stream]:
+    """Read when nothing is measured any more."""
+    return [answer.as_stream() for answer in client.answers]
 
 
 @asynccontextmanager
@@ -179,7 +181,8 @@ async def _lateness() -> AsyncIterator[list[float]]:
     try:
         yield lateness
     finally:
-        await _stop([task])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def refusal_seconds(log: bytes) -> list[float]:
@@ -224,7 +227,7 @@ def _result(load: Load, peak: Phase, overload: Phase, logged: Sequence[float], m
 
 
 def _milliseconds(name: str, seconds: Sequence[float]) -> dict[str, Figure]:
-    return {f"{name} p{percent}, ms": round(percentile(seconds, percent) * 1e3, 1) for percent in (50, 99)}
+    return {f"{name} p{percent}, ms": round(percentile(seconds, percent) * 1e3, 2) for percent in (50, 99)}
 
 
 def is_plausible(retry_after: float, drain_seconds: float) -> bool:

@@ -16,7 +16,8 @@ from roseinfer.engine.engine import Engine
 from roseinfer.scheduler.batch import Batch
 from roseinfer.scheduler.scheduler import Scheduler
 from tests.chaos.answer import Answer
-from tests.chaos.subjects import BLOCK_SIZE, NUM_BLOCKS, SteppedGrammars, Subject
+from tests.chaos.subjects import SteppedGrammars, Subject
+from tests.variants import BLOCK_SIZE, NUM_BLOCKS
 
 MAX_STEPS = 20_000
 

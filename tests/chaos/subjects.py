@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from roseinfer.backends import Program, ProgramOptions, compile_program
+from roseinfer.backends import Program, compile_program
 from roseinfer.backends.native import _native
 from roseinfer.checkpoints import open_checkpoint
 from roseinfer.constraints import CompiledGrammar, GrammarCompiler, TokenTable
@@ -18,24 +18,7 @@ from roseinfer.models import Model, load_model
 from roseinfer.quant import format_names
 from roseinfer.text import load_tokenizer
 from tests.constraints.walker import byte_table, table_of
-
-BLOCK_SIZE = 16
-NUM_BLOCKS = 288  # of the programs; a schedule's pool may be smaller
-KV_DTYPES = ("float16", "bfloat16", "float32", "q8")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A model and what its program is compiled for. `name`: of a tiny model, "format-" and a weight format, or real."""
-
-    name: str
-    dtype: str = "auto"
-    kv_dtype: str = "float16"
-    isa: str = "auto"
-
-    def __str__(self) -> str:
-        return "-".join([self.name, self.dtype, f"kv_{self.kv_dtype}", self.isa])
-
+from tests.variants import KV_DTYPES, MAX_STEP_TOKENS, Variant
 
 REAL = Variant("smollm2-135m", kv_dtype="bfloat16")
 ARCHITECTURES = [
@@ -102,16 +85,7 @@ class Subject:
 
     def program(self, num_threads: int) -> Program:
         if num_threads not in self._programs:
-            options = ProgramOptions(
-                num_blocks=NUM_BLOCKS,
-                max_batch_tokens=self.max_step_tokens,
-                max_logit_rows=self.max_step_tokens,
-                block_size=BLOCK_SIZE,
-                dtype=self.variant.dtype,
-                kv_dtype=self.variant.kv_dtype,
-                num_threads=num_threads,
-                isa=self.variant.isa,
-            )
+            options = self.variant.options(num_threads, self.max_step_tokens)
             graph, weights = self.model.graph, self.model.weights
             self._programs[num_threads] = compile_program("native", graph, weights, options)
         return self._programs[num_threads]
@@ -134,7 +108,7 @@ class SubjectMaker:
         is_real = variant == REAL
         if variant.name not in self._models:
             self._models[variant.name] = _load_real(self._real_model) if is_real else self._load_tiny(variant.name)
-        return Subject(variant, *self._models[variant.name], max_step_tokens=128 if is_real else 512)
+        return Subject(variant, *self._models[variant.name], max_step_tokens=128 if is_real else MAX_STEP_TOKENS)
 
     def _load_tiny(self, name: str) -> tuple[Model, TokenTable]:
         with open_checkpoint(build_tiny(name, self._folder / name)) as checkpoint:

@@ -94,16 +94,26 @@ def test_an_open_address_without_a_key_is_warned_of(start: Start) -> None:
     assert server.stop() == 0
     server = start("serve", "--port", "0", "--host", "0.0.0.0", ROSEINFER_API_KEY="sesame")
     assert not any("WARNING" in line for line in server.log)
-    url = server.url.replace("0.0.0.0", "127.0.0.1")
-    assert httpx.post(f"{url}/generate", json={"prompt": "a"}).status_code == 401
+    assert httpx.post(f"{server.url}/generate", json={"prompt": "a"}).status_code == 401
+
+
+@pytest.mark.parametrize(("host", "local"), [("0.0.0.0", r"127\.0\.0\.1"), ("::", r"\[::1\]")])
+def test_a_server_on_all_addresses_says_so_and_names_one_to_ask(start: Start, host: str, local: str) -> None:
+    server = start("serve", "--port", "0", "--host", host)
+    assert re.fullmatch(rf"http://{local}:\d+", server.url)
+    assert f"is served at {server.url} and all other addresses of this machine (" in server.log[-1]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert server.stop() == 0
+    assert any(f"try: curl {server.url}/generate" in line for line in server.log)
+    assert not any("//0.0.0.0" in line or "//[::]" in line for line in server.log)
 
 
 def test_the_seeds_command_line(start: Start) -> None:
     flags = ["--checkpoint-path", "m.pt", "--tokenizer-name", "gpt2", "--device", "cpu", "--no-amp", "--stop-on-eos"]
     sampling = ["--do-sample", "--temperature", "0.7", "--top-k", "3", "--top-p", "0.9"]
     server = start(*flags, *sampling, "--port", "0", SEED="1")
-    assert server.url.startswith("http://0.0.0.0:")
-    url = server.url.replace("0.0.0.0", "127.0.0.1")
+    assert "and all other addresses" in server.log[-1]
+    url = server.url
     body = {"prompt": "a", "max_new_tokens": 12, "seed": 4}
     sampled = httpx.post(f"{url}/generate", json=body).json()["text"]
     assert sampled == httpx.post(f"{url}/generate", json={**body, "do_sample": True}).json()["text"]

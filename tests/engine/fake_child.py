@@ -77,5 +77,5 @@ def fake_info(name: str) -> ModelInfo:
     )
 
 
-def main(socket_fd: int, progress_fd: int) -> None:
+def main(socket_fd: int, progress_fd: int, cache_fd: int | None) -> None:
     serve_child(FakeServer, socket_fd, progress_fd)

@@ -9,7 +9,8 @@ import pytest
 
 from roseinfer.core.batch import ForwardInputs, SampleOutput, SamplingInputs, UInt32Array
 from roseinfer.core.messages import Grammar
-from tests.fake_engine import make_engine, make_request, make_scheduler, run_alone, run_to_end
+from roseinfer.engine.engine import Engine
+from tests.fake_engine import make_engine, make_program, make_request, make_scheduler, run_alone, run_to_end
 from tests.fake_grammars import BAD_GRAMMAR, FakeCompiler, FakeConstraint, hashed_grammar
 from tests.full_engine import FullTranscript, make_full_engine, make_full_scheduler, run_fully, run_fully_alone
 
@@ -279,6 +280,17 @@ def test_masks_are_filled_while_the_program_computes(monkeypatch: pytest.MonkeyP
         engine.add(request)
         transcript = run_fully(engine)
     assert transcript.result("a") == run_fully_alone(request)
+
+
+def test_work_on_grammars_counts_as_progress() -> None:
+    """Every token takes a mask, and a grammar that is started counts as well; the program here counts nothing."""
+    scheduler, counter = make_full_scheduler(), np.zeros(1, np.uint64)
+    engine = Engine(make_program(scheduler), scheduler, FakeCompiler(), counter)  # type: ignore[arg-type]
+    for name in ("a", "b"):
+        engine.add(make_request(name, [1], max_tokens=3, grammar=hashed_grammar(30)))
+    engine.add(make_request("plain", [1], max_tokens=9))
+    tokens = run_fully(engine).token_ids
+    assert counter[0] == 2 + len(tokens["a"]) + len(tokens["b"]) > 4
 
 
 def test_closing_ends_the_helpers() -> None:

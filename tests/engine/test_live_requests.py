@@ -231,3 +231,12 @@ def test_a_request_that_cannot_be_sent_ends() -> None:
     assert (failed.request_id, failed.error) == ("a", "too large")
     assert requests.fail("a", "too large") == []
     assert len(requests) == 1
+
+
+def test_what_came_from_the_cache_is_told_as_it_was_at_first() -> None:
+    requests = live("a")
+    requests.accept([TokenOutput("a", [7], num_cached_tokens=16)])
+    requests.on_death("it died")
+    assert sent(requests) == ["a"]
+    [output] = requests.accept([TokenOutput("a", [8], num_cached_tokens=48)])
+    assert output.num_cached_tokens == 16

@@ -173,7 +173,9 @@ def test_a_constraint_writes_its_mask_and_allowed_ids_bound_it() -> None:
 
 def test_a_constraint_that_fails_is_named_and_the_others_are_filled() -> None:
     failing, sound = constrained([1], accepted=[3, 4]), constrained([1])
-    edits = some_edits_of(failing, sound)
-    failures = fill_masks([failing, sound], edits)
+    edits = some_edits_of(failing, make([1]), sound)
+    filled: list[None] = []
+    failures = fill_masks([failing, make([1]), sound], edits, lambda: filled.append(None))
+    assert len(filled) == 2  # the one that failed has got on as well
     assert [(request, str(error)) for request, error in failures.items()] == [(failing, "mask failed")]
     assert 0 < len(tokens_of(edits.masks[1])) < VOCAB_SIZE

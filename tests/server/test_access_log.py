@@ -30,6 +30,7 @@ from roseinfer.server.middleware.access_log import (
     logger,
     set_up_access_log,
     timings_of,
+    write,
 )
 from tests.cli.processes import ServerProcess
 from tests.server.live import LiveServer, StartServer
@@ -87,7 +88,7 @@ def run(app: ASGIApp, **scope: Any) -> list[Message]:
         sent.append(message)
 
     full = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"request_id": "r1"}, **scope}
-    asyncio.run(AccessLogMiddleware(app)(full, receive, send))
+    asyncio.run(AccessLogMiddleware(app, [write])(full, receive, send))
     return sent
 
 

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 import roseinfer
 from roseinfer.server import create_app
-from roseinfer.server.middleware.auth import AuthMiddleware
+from roseinfer.server.middleware.auth import ApiKeys, AuthMiddleware
 from roseinfer.server.middleware.body_limit import MAX_BODY_BYTES, BodyLimitMiddleware
 from roseinfer.server.middleware.crash_guard import CrashGuardMiddleware
 from roseinfer.server.middleware.head_limit import MAX_HEADERS
@@ -204,7 +204,7 @@ def tenant_of(api_keys: list[str], path: str = "/v1/models", **headers: str) -> 
     seen: list[str] = []
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "GET", "path": path, "headers": raw, "state": {}}
-    asyncio.run(AuthMiddleware(app, api_keys)(scope, None, None))  # type: ignore[arg-type]
+    asyncio.run(AuthMiddleware(app, ApiKeys(api_keys))(scope, None, None))  # type: ignore[arg-type]
     return seen[0]
 
 

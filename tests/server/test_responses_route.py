@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import openai
@@ -14,8 +15,13 @@ import pytest
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from roseinfer.server.responses.responding import prepare_response
-from roseinfer.server.schemas.responses import ResponseReply, ResponseRequest
+from roseinfer.core.errors import EngineStoppedError, InvalidRequestError, RoseinferError
+from roseinfer.server import whole, worker
+from roseinfer.server.errors import RequestTimeoutError
+from roseinfer.server.responses import responding
+from roseinfer.server.responses.responding import failure_code, prepare_response
+from roseinfer.server.schemas.responses import ResponseError, ResponseReply, ResponseRequest
+from roseinfer.server.sse import foreseen
 from tests.server.live import assert_error
 from tests.server.scripted import PROMPT, ScriptedServer, serving_script
 
@@ -214,6 +220,27 @@ def test_logprobs_are_those_of_the_text(server: ScriptedServer, client: openai.O
     assert plain(final.to_dict()) == plain(response.to_dict())
 
 
+def test_a_long_response_is_written_by_a_thread_and_says_the_same(
+    server: ScriptedServer, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, threads = responding.Answer._end, list[str]()
+
+    def noting_end(answer: responding.Answer) -> list[dict[str, Any]]:
+        threads.append(threading.current_thread().name.rpartition("_")[0])
+        return end(answer)
+
+    monkeypatch.setattr(responding.Answer, "_end", noting_end)
+    server.say("<think>Hm</think>" + "abcdefghi " * 90)
+    whole_reply = plain(http.post("/v1/responses", json={**ASK, **LOGPROBS}).json())
+    streamed = plain(events_of(http, **LOGPROBS)[-1]["response"])
+    assert threads == ["roseinfer-short-work"] * 2
+    for module in (whole, worker):
+        monkeypatch.setattr(module, "MAX_INLINE_CHARS", 10**9)
+    assert plain(http.post("/v1/responses", json={**ASK, **LOGPROBS}).json()) == whole_reply == streamed
+    assert len(whole_reply["output"][1]["content"][0]["logprobs"]) == 900
+    assert threads[2] != threads[0]
+
+
 def test_replies_are_as_documented(server: ScriptedServer, http: httpx.Client) -> None:
     server.say(f"<think>Hm</think>Well {CALL}")
     body = {**ASK, "tools": [WEATHER], "metadata": {"a": "b"}, "strange": 1}
@@ -268,6 +295,22 @@ def test_a_failure_before_the_first_byte_has_a_status(server: ScriptedServer, ht
     server.fail_at(0)
     for stream in (False, True):
         assert_error(http.post("/v1/responses", json={**ASK, "stream": stream}), 500)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequestError("it is not allowed", "prompt"), "invalid_prompt"),
+        (EngineStoppedError("the engine was stopped"), "server_error"),
+        (RequestTimeoutError(3), "server_error"),
+        (foreseen(ValueError("unforeseen")), "server_error"),
+    ],
+)
+def test_the_code_of_a_failure_is_one_that_clients_know(error: RoseinferError, code: str) -> None:
+    known = get_args(openai.types.responses.ResponseError.model_fields["code"].annotation)
+    ours = get_args(ResponseError.model_fields["code"].annotation)
+    assert failure_code(error) == code in ours
+    assert set(ours) <= set(known)
 
 
 def test_a_failure_on_the_way_is_the_last_event(server: ScriptedServer, http: httpx.Client) -> None:

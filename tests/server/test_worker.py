@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from roseinfer.core.errors import OverloadedError, RateLimitedError
-from roseinfer.server.worker import MAX_INLINE_CHARS, MAX_SHORT_CHARS, LongWork, run_sized
+from roseinfer.server.worker import MAX_INLINE_CHARS, MAX_SHORT_CHARS, LongWork
 
 LARGE = MAX_INLINE_CHARS + 1
 
@@ -25,11 +25,13 @@ def gate() -> threading.Event:
 def test_short_work_is_done_here_and_long_work_elsewhere() -> None:
     async def main() -> None:
         work, here = LongWork(), thread_name()
-        assert await run_sized(MAX_INLINE_CHARS, thread_name) == here
-        assert await run_sized(LARGE, thread_name) != here
         assert await work.run_sized(MAX_INLINE_CHARS, thread_name) == here
-        assert (await work.run_sized(LARGE, thread_name)).startswith("roseinfer-long-work")
-        assert here != await work.run_rendering(10, thread_name) != await work.run_rendering(LARGE, thread_name)
+        assert (await work.run_sized(LARGE, thread_name)).startswith("roseinfer-short-work")
+        assert (await work.run_sized(MAX_SHORT_CHARS + 1, thread_name)).startswith("roseinfer-long-work")
+        assert (await work.run_rendering(10, thread_name)).startswith("roseinfer-brief-work")
+        assert (await work.run_rendering(LARGE, thread_name)).startswith("roseinfer-short-work")
+        assert await work.run_reply(MAX_INLINE_CHARS, thread_name) == here
+        assert (await work.run_reply(LARGE, thread_name)).startswith("roseinfer-short-work")
 
     asyncio.run(main())
 
@@ -72,6 +74,35 @@ def test_hanging_up_makes_no_room_before_the_thread_is_done(gate: threading.Even
         while work.num_pending_chars:
             await asyncio.sleep(0.001)
         assert await work.run(100, thread_name)
+
+    asyncio.run(main())
+
+
+def test_a_reply_is_never_refused(gate: threading.Event) -> None:
+    async def main() -> None:
+        work = LongWork(max_pending_chars=100)
+        text = asyncio.create_task(work.run(MAX_SHORT_CHARS + 1, gate.wait))
+        await asyncio.sleep(0.01)
+        with pytest.raises(OverloadedError):
+            await work.run(1, thread_name)
+        assert await asyncio.wait_for(work.run_reply(LARGE, thread_name), 5)
+        assert work.num_pending_chars == MAX_SHORT_CHARS + 1
+        gate.set()
+        await text
+
+    asyncio.run(main())
+
+
+def test_brief_renderings_take_turns_too(gate: threading.Event) -> None:
+    async def main() -> None:
+        work, order = LongWork(), list[str]()
+        tasks = [asyncio.create_task(work.run_rendering(1, gate.wait))]
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+            tasks.append(asyncio.create_task(work.run_rendering(1, lambda name=name: order.append(name), tenant)))
+        await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert order == ["a1", "b1", "a2"]
 
     asyncio.run(main())
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import roseinfer.backends.native._native as _native
-from roseinfer.backends import ProgramOptions, Progress
+from roseinfer.backends import KvFile, ProgramOptions, Progress
 from roseinfer.backends.native.program import NativeProgram
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.batch import Float32Array
@@ -100,6 +100,7 @@ class _Compiler:
         assert self.graph.logits_value is not None
         options = self.options
         block_bytes = kv_block_bytes(self.graph.attention_specs, options.kv_dtype)
+        kv_file = options.kv_file or KvFile(-1, 0)
         try:
             return _native.Program(
                 isa=self.isa,
@@ -113,6 +114,8 @@ class _Compiler:
                 vocab_size=self.graph.vocab_size,
                 max_positions=self.graph.max_positions or MAX_POSITIONS,
                 logits=self.floats(self.graph.logits_value),
+                kv_fd=kv_file.fd,
+                kv_offset=kv_file.offset,
             )
         except MemoryError:
             kv_bytes = options.num_blocks * block_bytes

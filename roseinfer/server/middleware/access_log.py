@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roseinfer.core.metrics import RequestRecord
@@ -25,7 +26,8 @@ MAX_TEXT = 256  # characters of whatever a caller chose
 MAX_ITEMS = 16
 MAX_ERROR_BODY = 4096
 
-_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode  # ASCII only: a log line stays one
+_encode_fast = msgspec.json.Encoder(enc_hook=str).encode
+_encode_ascii = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 @dataclass(slots=True)
@@ -71,11 +73,11 @@ class Exchange:
 
 
 class AccessLogMiddleware:
-    """The outermost: it sees what the caller sees. `on_exchange` are told of each request beside the log."""
+    """The outermost: it sees what the caller sees. `listeners` are told of each request; `write` logs it."""
 
-    def __init__(self, app: ASGIApp, on_exchange: Sequence[Callable[[Exchange], None]] = ()) -> None:
+    def __init__(self, app: ASGIApp, listeners: Sequence[Callable[[Exchange], None]]) -> None:
         self.app = app
-        self._listeners = [*on_exchange, write]
+        self._listeners = listeners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,7 +104,20 @@ def set_up_access_log(is_wanted: bool, *, is_debug: bool = False) -> None:
     logger.disabled = not is_wanted
     logger.propagate = False
     logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
-    logger.handlers = [LineHandler(lambda: sys.stdout, _dropped_line)] if is_wanted else []
+    logger.handlers = [_make_handler()] if is_wanted else []
+
+
+def _make_handler() -> LineHandler:
+    handler = LineHandler(lambda: sys.stdout, _dropped_line)
+    handler.setFormatter(_BareFormatter())
+    return handler
+
+
+class _BareFormatter(logging.Formatter):
+    """The line is all there is to say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
 
 
 def _dropped_line(count: int) -> str:
@@ -116,7 +131,8 @@ def _now() -> str:
 def write(exchange: Exchange) -> None:
     level = logging.DEBUG if exchange.scope["path"] in QUIET_PATHS else logging.INFO
     if logger.isEnabledFor(level):
-        logger.log(level, "%s", line_of(exchange))
+        # Without `log`, which would look for the line of code that called it.
+        logger.handle(logging.LogRecord(logger.name, level, "", 0, line_of(exchange), None, None))
 
 
 def line_of(exchange: Exchange) -> str:
@@ -199,6 +215,12 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 3)
 
 
+def _encode(fields: dict[str, Any]) -> str:
+    """ASCII only: a log line stays one, whatever its reader takes for a line's end."""
+    line = _encode_fast(fields)
+    return str(line, "ascii") if line.isascii() else _encode_ascii(fields)
+
+
 def _user_agent(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"user-agent":
@@ -219,8 +241,8 @@ def _error_code(body: bytes) -> str | None:
     if not body.startswith(b"{") or len(body) > MAX_ERROR_BODY:
         return None
     try:
-        error = json.loads(body)["error"]
+        error = msgspec.json.decode(body)["error"]
         code = error.get("code") or error.get("type")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return code if isinstance(code, str) else None

@@ -19,26 +19,19 @@ BROWSER_PATHS = frozenset({"/docs", "/openapi.json"})
 TENANT_CHARS = 16
 
 
-class AuthMiddleware:
+class ApiKeys:
     """Keys are compared as digests: equal length, constant time, and every key is looked at.
 
-    `scope["state"]["tenant"]` tells callers apart: some of a digest of the key, "" where none was needed. Without
-    keys everybody is let in.
+    Without keys everybody is let in.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
-        self.app = app
-        self._tenants = {_digest(key): _tenant_of(key) for key in api_keys}
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._tenants = {_digest(key): _tenant_of(key) for key in keys}
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def tenant_of(self, scope: Scope) -> str | None:
+        """Tells callers apart: some of a digest of the key, "" where none is needed, None for who is not let in."""
         is_open = not self._tenants or scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS
-        tenant = "" if is_open else self._find(_keys_in(scope))
-        if tenant is not None:
-            scope.setdefault("state", {})["tenant"] = tenant
-            return self.app(scope, receive, send)
-        if scope["type"] == "http":
-            return _refusal(scope)(scope, receive, send)
-        return send({"type": "websocket.close", "code": 1008})
+        return "" if is_open else self._find(_keys_in(scope))
 
     def _find(self, keys: Sequence[str]) -> str | None:
         digests = [_digest(key) for key in keys]
@@ -46,6 +39,23 @@ class AuthMiddleware:
             tenant for known, tenant in self._tenants.items() for each in digests if hmac.compare_digest(each, known)
         ]
         return found[0] if found else None
+
+
+class AuthMiddleware:
+    """Says in `scope["state"]["tenant"]` whose request it is."""
+
+    def __init__(self, app: ASGIApp, api_keys: ApiKeys) -> None:
+        self.app = app
+        self._api_keys = api_keys
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        tenant = self._api_keys.tenant_of(scope)
+        if tenant is not None:
+            scope.setdefault("state", {})["tenant"] = tenant
+            return self.app(scope, receive, send)
+        if scope["type"] == "http":
+            return _refusal(scope)(scope, receive, send)
+        return send({"type": "websocket.close", "code": 1008})
 
 
 def _digest(key: str) -> bytes:

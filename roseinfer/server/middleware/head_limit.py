@@ -18,15 +18,21 @@ class HeadLimitMiddleware:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = self._objection(scope) if scope["type"] == "http" else None
+        message = _objection(scope, self._max_bytes) if scope["type"] == "http" else None
         await (self.app if message is None else error_response(431, message))(scope, receive, send)
 
-    def _objection(self, scope: Scope) -> str | None:
-        if len(scope["headers"]) > MAX_HEADERS:
-            return f"the request's head has more than {MAX_HEADERS} headers"
-        if _head_bytes(scope) > self._max_bytes:
-            return f"the request's head is larger than {self._max_bytes} bytes"
-        return None
+
+def has_small_head(scope: Scope) -> bool:
+    """Whether the request is let through, by the limits that a server has unless it is told others."""
+    return _objection(scope, MAX_HEAD_BYTES) is None
+
+
+def _objection(scope: Scope, max_bytes: int) -> str | None:
+    if len(scope["headers"]) > MAX_HEADERS:
+        return f"the request's head has more than {MAX_HEADERS} headers"
+    if _head_bytes(scope) > max_bytes:
+        return f"the request's head is larger than {max_bytes} bytes"
+    return None
 
 
 def _head_bytes(scope: Scope) -> int:

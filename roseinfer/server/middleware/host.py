@@ -18,18 +18,28 @@ from roseinfer.server.middleware.auth import OPEN_PATHS
 MAX_SHOWN = 100  # characters of a name that is refused
 
 
-class HostMiddleware:
-    """Health checks are answered under any name: they tell nothing, and who makes them often knows the address only."""
+class HostCheck:
+    """Whether a request's host is one of `allowed_hosts`, see `host_names.py:HostNames`."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
-        self.app = app
+    def __init__(self, allowed_hosts: Sequence[str]) -> None:
         names = HostNames(allowed_hosts)
         self._is_allowed = lru_cache(256)(lambda host: str(host, "latin-1") in names)
 
+    def __call__(self, scope: Scope) -> bool:
+        return self._is_allowed(_host_in(scope))
+
+
+class HostMiddleware:
+    """Health checks are answered under any name: they tell nothing, and who makes them often knows the address only."""
+
+    def __init__(self, app: ASGIApp, check: HostCheck) -> None:
+        self.app = app
+        self._check = check
+
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         is_checked = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if is_checked and not self._is_allowed(host := _host_in(scope)):
-            return _refusal(host)(scope, receive, send)
+        if is_checked and not self._check(scope):
+            return _refusal(_host_in(scope))(scope, receive, send)
         return self.app(scope, receive, send)
 
 

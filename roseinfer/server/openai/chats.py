@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import Grammar
 from roseinfer.engine.checks import check_prompt_logprobs
+from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.server.dependencies import check_room, engine_of, long_work_of, tenant_of
 from roseinfer.server.openai.accounting import renamed
@@ -23,7 +25,7 @@ from roseinfer.server.openai.grammars import answer_grammar
 from roseinfer.server.openai.logprobs import prompt_logprobs
 from roseinfer.server.openai.models import check_model
 from roseinfer.server.openai.prompts import check_count
-from roseinfer.server.openai.running import Job, stream_steps
+from roseinfer.server.openai.running import Job, num_logprobs, stream_steps
 from roseinfer.server.openai.sampling import (
     check_stream_fields,
     sampling_params,
@@ -31,8 +33,10 @@ from roseinfer.server.openai.sampling import (
 )
 from roseinfer.server.schemas.chat import ChatRequest
 from roseinfer.server.schemas.tools import NamedFunction
+from roseinfer.server.whole import sized_reply
 from roseinfer.text import Tokenizer
 from roseinfer.text.chat_output import ChatOutput
+from roseinfer.text.output_text import TextDelta
 from roseinfer.text.reasoning import ReasoningTags
 from roseinfer.text.tool_dialects import ToolDialect, find_special_markers
 
@@ -188,17 +192,16 @@ def _tags(reasoning: ReasoningTags | None) -> tuple[str, ...]:
 # -- replies ------------------------------------------------------------------------------------------------
 
 
-async def chat_reply(job: ChatJob, request: Request) -> dict[str, Any]:
+async def chat_reply(job: ChatJob, request: Request) -> Response:
     """The whole answer."""
-    deltas = await job.run_whole(request)
-    pairs = zip(job.generations, deltas, strict=True)
-    choices = [chat_choice(job.body, job.new_output(), generation, delta) for generation, delta in pairs]
-    return {
-        **reply_head(request, ID_PREFIX, KIND),
-        "choices": choices,
-        **reply_fields(job.body, job.generations),
-        **_prompt_fields(job),
-    }
+    pairs = list(zip(job.generations, await job.run_whole(request), strict=True))
+    head = reply_head(request, ID_PREFIX, KIND)
+    return await sized_reply(request, sum(num_logprobs(*pair) for pair in pairs), lambda: _reply(job, head, pairs))
+
+
+def _reply(job: ChatJob, head: dict[str, Any], pairs: Sequence[tuple[Generation, TextDelta]]) -> dict[str, Any]:
+    choices = [chat_choice(job.body, job.new_output(), *pair) for pair in pairs]
+    return {**head, "choices": choices, **reply_fields(job.body, job.generations), **_prompt_fields(job)}
 
 
 def chat_stream(job: ChatJob, request: Request) -> AsyncGenerator[bytes, None]:

@@ -10,9 +10,9 @@ from starlette.requests import Request
 
 from roseinfer.generation import Generation
 from roseinfer.server.dependencies import engine_of, fingerprint_in
+from roseinfer.server.json_pieces import encode_json
 from roseinfer.server.openai.accounting import timings, usage_of
 from roseinfer.server.schemas.sampling import SamplingFields
-from roseinfer.server.sse import encode_json
 
 
 def reply_head(request: Request, id_prefix: str, kind: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 
 from roseinfer.engine.checks import check_prompt_logprobs
 from roseinfer.generation import Generation
@@ -18,7 +18,7 @@ from roseinfer.server.openai.completion_choices import CompletionChoices
 from roseinfer.server.openai.grammars import answer_grammar
 from roseinfer.server.openai.models import check_model
 from roseinfer.server.openai.prompts import check_count, num_chars, num_prompts, prompt_ids, prompt_texts
-from roseinfer.server.openai.running import Job, stream_steps
+from roseinfer.server.openai.running import Job, num_logprobs, stream_steps
 from roseinfer.server.openai.sampling import (
     check_stream_fields,
     sampling_params,
@@ -26,7 +26,7 @@ from roseinfer.server.openai.sampling import (
 )
 from roseinfer.server.schemas.completions import CompletionRequest
 from roseinfer.server.sse import encode_json
-from roseinfer.server.worker import run_sized
+from roseinfer.server.whole import sized_reply
 from roseinfer.text.output_text import TextDelta
 
 DEFAULT_MAX_TOKENS = 16
@@ -72,22 +72,18 @@ def _num_prompt_logprobs(body: CompletionRequest) -> int | None:
     return max((count for count in (echoed, body.prompt_logprobs) if count is not None), default=None)
 
 
-async def completion_reply(job: Job[CompletionRequest], request: Request) -> dict[str, Any]:
+async def completion_reply(job: Job[CompletionRequest], request: Request) -> Response:
     """The whole answer."""
-    deltas = await job.run_whole(request)
+    pairs = list(zip(job.generations, await job.run_whole(request), strict=True))
+    head = reply_head(request, ID_PREFIX, KIND)
+    return await sized_reply(request, sum(num_logprobs(*pair) for pair in pairs), lambda: _reply(job, head, pairs))
+
+
+def _reply(
+    job: Job[CompletionRequest], head: dict[str, Any], pairs: Sequence[tuple[Generation, TextDelta]]
+) -> dict[str, Any]:
     choices = _choices(job)
-    pairs = list(zip(job.generations, deltas, strict=True))
-    parts = await run_sized(
-        _num_logprobs(job.body, pairs), lambda: [msgspec.Raw(encode_json(choices.first(*pair))) for pair in pairs]
-    )
-    return {**reply_head(request, ID_PREFIX, KIND), "choices": parts, **reply_fields(job.body, job.generations)}
-
-
-def _num_logprobs(body: CompletionRequest, pairs: Sequence[tuple[Generation, TextDelta]]) -> int:
-    """In all choices; to write one down takes about as long as a character takes to tokenise."""
-    num_told = sum(len(delta.tokens) for _, delta in pairs) * (1 + (body.logprobs or 0))
-    num_scored = sum(len(found.logprobs) for each, _ in pairs if (found := each.prompt_logprobs) is not None)
-    return num_told + num_scored * (1 + (_num_prompt_logprobs(body) or 0))
+    return {**head, "choices": [choices.first(*pair) for pair in pairs], **reply_fields(job.body, job.generations)}
 
 
 def completion_stream(job: Job[CompletionRequest], request: Request) -> AsyncGenerator[bytes, None]:

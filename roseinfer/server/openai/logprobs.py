@@ -1,8 +1,12 @@
-"""Logprobs in the shapes of OpenAI's completions, OpenAI's chats and vLLM's prompts."""
+"""Logprobs in the shapes of OpenAI's completions, OpenAI's chats and vLLM's prompts.
+
+Where there are likely tokens at each place, the list of the places is an iterator: written out it is large.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from roseinfer.core.messages import PromptLogprobs
@@ -18,7 +22,7 @@ def completion_logprobs(tokens: Sequence[TokenInfo], start: int, *, with_top: bo
     return {
         "tokens": [info.token for info in tokens],
         "token_logprobs": [_finite(info.logprob) for info in tokens],
-        "top_logprobs": [_top_dict(info) for info in tokens] if with_top else None,
+        "top_logprobs": map(_top_dict, tokens) if with_top else None,
         "text_offset": [start + info.text_offset for info in tokens],
     }
 
@@ -36,7 +40,7 @@ def echoed_logprobs(
     return {
         "tokens": names,
         "token_logprobs": [None, *logprobs],
-        "top_logprobs": [None, *_echoed_tops(tokenizer, names[1:], found, num_top)] if num_top else None,
+        "top_logprobs": chain([None], _echoed_tops(tokenizer, names[1:], found, num_top)) if num_top else None,
         "text_offset": offsets,
     }
 
@@ -64,27 +68,35 @@ def _echoed_tops(
 
 def join_logprobs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Of two pieces of one text."""
-    return {name: None if first[name] is None else first[name] + second[name] for name in first}
+    return {name: _joined(first[name], second[name]) for name in first}
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if first is None:
+        return None
+    return first + second if isinstance(first, list) else chain(first, second)
 
 
 def chat_logprobs(tokens: Iterable[TokenInfo]) -> dict[str, Any]:
-    content = [{**_entry(info), "top_logprobs": [_entry(likely) for likely in info.top]} for info in tokens]
-    return {"content": content, "refusal": None}
+    return {"content": map(chat_entry, tokens), "refusal": None}
+
+
+def chat_entry(info: TokenInfo) -> dict[str, Any]:
+    return {**_entry(info), "top_logprobs": [_entry(likely) for likely in info.top]}
 
 
 def prompt_logprobs(
     tokenizer: Tokenizer, prompt_ids: Sequence[int], found: PromptLogprobs, num_top: int
-) -> list[dict[str, Any] | None]:
+) -> Iterator[dict[str, Any] | None]:
     """vLLM's shape: by id, the `num_top` likeliest tokens at each place and the prompt's own."""
     num_places = len(prompt_ids) - 1
     tops = list(zip(found.top_ids, found.top_logprobs, strict=True)) or [([], [])] * num_places
-    places: list[dict[str, Any] | None] = [None]
+    yield None
     for own_id, own_logprob, (ids, logprobs) in zip(prompt_ids[1:], found.logprobs, tops, strict=True):
         place = {str(own_id): _ranked(tokenizer, own_id, own_logprob, None)}
         for rank, (token_id, logprob) in enumerate(zip(ids[:num_top], logprobs[:num_top], strict=True), 1):
             place[str(token_id)] = _ranked(tokenizer, token_id, logprob, rank)
-        places.append(place)
-    return places
+        yield place
 
 
 def _ranked(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
+from roseinfer.server.dependencies import long_work_of, tenant_of
 from roseinfer.server.disconnect import run_while_connected
 from roseinfer.server.openai.accounting import accounted
 from roseinfer.server.schemas.sampling import SamplingFields
@@ -39,10 +41,21 @@ async def stream_steps(
     job: Job[Body], request: Request, write: Write, last: Callable[[], bytes]
 ) -> AsyncGenerator[bytes, None]:
     """What `write` makes of each step and `last` of the end; closing it ends the generations."""
+    long_work, tenant = long_work_of(request), tenant_of(request)
     with accounted(request, job.body, job.generations, job.names):
         async with aclosing(job.engine.arun(job.generations)) as steps:
             async for deltas in steps:
-                if data := write(deltas):
+                size = sum(num_logprobs(*each) for each in deltas)
+                if data := await long_work.run_reply(size, partial(write, deltas), tenant):
                     yield data
         if data := last():
             yield data
+
+
+def num_logprobs(generation: Generation, delta: TextDelta) -> int:
+    """How many there are to tell with this delta; the prompt's come with the first."""
+    request, found = generation.request, generation.prompt_logprobs
+    told = len(delta.tokens) * (1 + request.num_logprobs)
+    if found is None or delta.num_tokens < generation.record.num_output_tokens:
+        return told
+    return told + len(found.logprobs) * (1 + request.num_prompt_logprobs)

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from roseinfer.server.middleware.request_id import new_request_id
 from roseinfer.text.chat_events import ToolCallStart
 
@@ -29,7 +31,7 @@ class OutputItem(ABC):
         """The events that open it."""
 
     @abstractmethod
-    def add(self, text: str, logprobs: Sequence[Fields] = ()) -> Fields:
+    def add(self, text: str, logprobs: Sequence[msgspec.Raw] = ()) -> Fields:
         """More text, as an event."""
 
     @abstractmethod
@@ -65,7 +67,7 @@ class FunctionCallOutput(OutputItem):
     def begin(self) -> list[Fields]:
         return [self._added()]
 
-    def add(self, text: str, logprobs: Sequence[Fields] = ()) -> Fields:
+    def add(self, text: str, logprobs: Sequence[msgspec.Raw] = ()) -> Fields:
         self._pieces.append(text)
         return self._event("function_call_arguments.delta", delta=text)
 
@@ -117,7 +119,7 @@ class MessageOutput(PartOutput):
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
-        self._logprobs: list[Fields] = []
+        self._logprobs: list[msgspec.Raw] = []
 
     def fields(self, status: str) -> Fields:
         return {
@@ -131,7 +133,7 @@ class MessageOutput(PartOutput):
     def part(self) -> Fields:
         return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": list(self._logprobs)}
 
-    def add(self, text: str, logprobs: Sequence[Fields] = ()) -> Fields:
+    def add(self, text: str, logprobs: Sequence[msgspec.Raw] = ()) -> Fields:
         self._pieces.append(text)
         self._logprobs += logprobs
         return self._part_event("output_text.delta", delta=text, logprobs=list(logprobs))
@@ -149,6 +151,6 @@ class ReasoningOutput(PartOutput):
     def part(self) -> Fields:
         return {"type": "reasoning_text", "text": self.text}
 
-    def add(self, text: str, logprobs: Sequence[Fields] = ()) -> Fields:
+    def add(self, text: str, logprobs: Sequence[msgspec.Raw] = ()) -> Fields:
         self._pieces.append(text)
         return self._part_event("reasoning_text.delta", delta=text)

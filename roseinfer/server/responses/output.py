@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from roseinfer.server.responses.items import FunctionCallOutput, MessageOutput, OutputItem, ReasoningOutput
 from roseinfer.text.chat_events import ChatEvent, ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
 
@@ -25,7 +27,7 @@ class ResponseOutput:
         self.reasoning = ""
         self._open: OutputItem | None = None
 
-    def write(self, events: Iterable[ChatEvent], logprobs: Sequence[Fields] = ()) -> Iterator[Fields]:
+    def write(self, events: Iterable[ChatEvent], logprobs: Sequence[msgspec.Raw] = ()) -> Iterator[Fields]:
         """What these events add; `logprobs` are those of the text in them."""
         for event in events:
             if isinstance(event, ToolCallStart):

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from roseinfer.server.responses.output import ResponseOutput
 from roseinfer.server.schemas.responses import FunctionTool, ResponseRequest
 from roseinfer.text.chat_events import ChatEvent
@@ -86,7 +88,7 @@ class ResponseWriter:
         """The events that come before everything else."""
         yield from self._numbered([self._state("created"), self._state("in_progress")])
 
-    def write(self, events: Iterable[ChatEvent], logprobs: Sequence[Fields] = ()) -> Iterator[Fields]:
+    def write(self, events: Iterable[ChatEvent], logprobs: Sequence[msgspec.Raw] = ()) -> Iterator[Fields]:
         """What these events of the answer add; `logprobs` are those of the text in them."""
         yield from self._numbered(self._output.write(events, logprobs))
 

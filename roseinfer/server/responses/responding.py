@@ -6,21 +6,23 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 
-from roseinfer.core.errors import InvalidRequestError
+from roseinfer.core.errors import InvalidRequestError, RoseinferError
 from roseinfer.generation import Generation
-from roseinfer.server.dependencies import check_room, engine_of
+from roseinfer.server.dependencies import check_room, engine_of, long_work_of, tenant_of
 from roseinfer.server.openai.accounting import timings
 from roseinfer.server.openai.chats import ChatJob
-from roseinfer.server.openai.logprobs import chat_logprobs
-from roseinfer.server.openai.running import stream_steps
+from roseinfer.server.openai.logprobs import chat_entry
+from roseinfer.server.openai.running import num_logprobs, stream_steps
 from roseinfer.server.responses.reply import ResponseWriter, new_response, usage_fields
 from roseinfer.server.responses.request import NAMES, chat_fields
 from roseinfer.server.schemas.responses import ResponseRequest
-from roseinfer.server.sse import EventStream, foreseen, named_event
+from roseinfer.server.sse import EventStream, encode_json, foreseen, named_event
 from roseinfer.server.translation import prepare_as_chat
-from roseinfer.server.worker import run_sized
+from roseinfer.server.whole import sized_reply
 from roseinfer.text.chat_events import ChatEvent, ContentDelta
 from roseinfer.text.output_text import TextDelta, TokenInfo
 
@@ -36,13 +38,11 @@ async def prepare_response(body: ResponseRequest, request: Request) -> ChatJob:
     return job
 
 
-async def response_reply(job: ChatJob, body: ResponseRequest, request: Request) -> Fields:
+async def response_reply(job: ChatJob, body: ResponseRequest, request: Request) -> Response:
     """The whole response."""
     answer = Answer(job, body, request)
     (delta,) = await job.run_whole(request)
-    answer.take(delta)
-    await answer.end()
-    return answer.writer.response
+    return await sized_reply(request, answer.size_of(delta), lambda: answer.whole(delta))
 
 
 def response_stream(job: ChatJob, body: ResponseRequest, request: Request) -> EventStream:
@@ -55,7 +55,7 @@ async def _events(answer: Answer, job: ChatJob, request: Request) -> AsyncGenera
     async with aclosing(stream_steps(job, request, answer.write, lambda: b"")) as steps:
         async for events in steps:
             yield events
-    yield await answer.end()
+    yield await long_work_of(request).run_reply(answer.size, answer.end, tenant_of(request))
 
 
 class Answer:
@@ -69,41 +69,55 @@ class Answer:
         self._logprobs = ContentLogprobs()
         self._is_begun = False
         self._is_cut = False
+        self.size = 0  # of what was taken, in logprobs and characters: the end repeats all of it
 
     def write(self, deltas: Sequence[tuple[Generation, TextDelta]]) -> bytes:
         """What a step brings."""
         events = [] if self._is_begun else list(self.writer.begin())
         self._is_begun = True
         for _, delta in deltas:
-            events += self.take(delta)
+            events += self._take(delta)
         return _encode(events)
 
-    def take(self, delta: TextDelta) -> list[Fields]:
-        """The events of a further part, or of all of it."""
-        is_last = delta.finish_reason is not None
-        found = self._output.push(delta.text) + (self._output.finish() if is_last else [])
-        events = list(self.writer.write(found, self._logprobs.take(delta, found)))
-        if is_last:
-            self._is_cut = delta.finish_reason == "length"
-            events += self.writer.close(is_cut=self._is_cut)
-        return events
+    def end(self) -> bytes:
+        """The last events, when all parts are taken."""
+        return _encode(self._end())
 
-    async def end(self) -> bytes:
-        """The last event, when all parts are taken."""
-        tokenizer, reasoning = self._job.engine.tokenizer, self.writer.reasoning
-        num_reasoning = await run_sized(len(reasoning), lambda: len(tokenizer.encode(reasoning, add_bos=False)))
+    def whole(self, delta: TextDelta) -> Fields:
+        """The response, of which `delta` is all."""
+        self._take(delta)
+        self._end()
+        return self.writer.response
+
+    def size_of(self, delta: TextDelta) -> int:
+        return num_logprobs(self._job.generations[0], delta) + len(delta.text)
+
+    def _take(self, delta: TextDelta) -> list[Fields]:
+        self.size += self.size_of(delta)
+        is_last = delta.finish_reason is not None
+        self._is_cut = delta.finish_reason == "length"
+        found = self._output.push(delta.text) + (self._output.finish() if is_last else [])
+        return list(self.writer.write(found, self._logprobs.take(delta, found)))
+
+    def _end(self) -> list[Fields]:
+        events = list(self.writer.close(is_cut=self._is_cut))
+        num_reasoning = len(self._job.engine.tokenizer.encode(self.writer.reasoning, add_bos=False))
         record = self._job.generations[0].record
         usage = usage_fields(
             record.num_prompt_tokens, record.num_cached_tokens, record.num_output_tokens, num_reasoning
         )
         self.writer.response["timings"] = timings(self._job.generations)
-        return _encode(self.writer.end(usage, is_cut=self._is_cut))
+        return [*events, *self.writer.end(usage, is_cut=self._is_cut)]
 
     def fail(self, error: Exception) -> bytes:
         """The last event of an answer that went wrong."""
         known = foreseen(error)
-        code = "invalid_prompt" if isinstance(known, InvalidRequestError) else "server_error"
-        return _encode(self.writer.fail(code, str(known)))
+        return _encode(self.writer.fail(failure_code(known), str(known)))
+
+
+def failure_code(error: RoseinferError) -> str:
+    """One of OpenAI's for a response; rate limits are none of them here, they are told before an answer begins."""
+    return "invalid_prompt" if isinstance(error, InvalidRequestError) else "server_error"
 
 
 class ContentLogprobs:
@@ -114,8 +128,10 @@ class ContentLogprobs:
         self._start: int | None = None  # of the content, in the text
         self._waiting: list[TokenInfo] = []
 
-    def take(self, delta: TextDelta, events: Iterable[ChatEvent]) -> list[Fields]:
-        """Those of the content in `events`, which `delta` has brought."""
+    def take(self, delta: TextDelta, events: Iterable[ChatEvent]) -> list[msgspec.Raw]:
+        """Those of the content in `events`, which `delta` has brought; written down, since a stream tells them again
+        and again.
+        """
         self._num_chars += len(delta.text)
         self._waiting += delta.tokens
         num_content = sum(len(event.text) for event in events if isinstance(event, ContentDelta))
@@ -124,8 +140,7 @@ class ContentLogprobs:
         if self._start is None:
             self._start = self._num_chars - num_content
         told, self._waiting = [info for info in self._waiting if info.text_offset >= self._start], []
-        content: list[Fields] = chat_logprobs(told)["content"]
-        return content
+        return [msgspec.Raw(encode_json(chat_entry(info))) for info in told]
 
 
 def _encode(events: Iterable[Fields]) -> bytes:

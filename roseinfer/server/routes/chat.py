@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from roseinfer.server.dependencies import engine_of
 from roseinfer.server.documentation import event_stream, examples
+from roseinfer.server.generating import generates
 from roseinfer.server.openai.chats import chat_reply, chat_stream, prepare_chat, render_chat
 from roseinfer.server.schemas.chat import ChatReply, ChatRequest, RenderReply
 from roseinfer.server.sse import EventStream
@@ -43,6 +44,7 @@ EXAMPLES: dict[str, Any] = {
     responses=event_stream("chunks of a chat completion, and `[DONE]`"),
     openapi_extra=examples(EXAMPLES),
 )
+@generates
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answers a conversation, with text or with calls of functions."""
     job = await prepare_chat(body, request)

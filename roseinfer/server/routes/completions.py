@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from roseinfer.server.documentation import event_stream, examples
+from roseinfer.server.generating import generates
 from roseinfer.server.openai.completions import completion_reply, completion_stream, prepare_completion
 from roseinfer.server.schemas.completions import CompletionReply, CompletionRequest
 from roseinfer.server.sse import EventStream
@@ -27,6 +28,7 @@ EXAMPLES = {
     responses=event_stream("chunks of a completion, and `[DONE]`"),
     openapi_extra=examples(EXAMPLES),
 )
+@generates
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues a prompt, or several of them, each in `n` ways."""
     job = await prepare_completion(body, request)

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Request, Response
 
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import GenerateParams, InferenceEngine
-from roseinfer.server.dependencies import check_room, defaults_of, engine_of, tenant_of
+from roseinfer.server.dependencies import check_room, defaults_of, engine_of, long_work_of, tenant_of
 from roseinfer.server.disconnect import run_while_connected
 from roseinfer.server.documentation import examples
+from roseinfer.server.generating import generates
 from roseinfer.server.middleware.access_log import describe
 from roseinfer.server.schemas import GenerateReply, GenerateRequest
 from roseinfer.server.text_stream import TextStream
 from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
-from roseinfer.server.worker import run_sized
 
 router = APIRouter(route_class=TimedRoute, tags=["generate"])
 
@@ -35,6 +35,7 @@ _PARAMS = {field.name for field in dataclasses.fields(GenerateParams)}
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     openapi_extra=examples(EXAMPLES),
 )
+@generates
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Continues a prompt: the prompt and its completion, or the completion alone in pieces as it is generated."""
     engine = engine_of(request)
@@ -59,4 +60,5 @@ async def _prepare(body: GenerateRequest, request: Request) -> Generation:
     engine, tenant = engine_of(request), tenant_of(request)
     given = {name: getattr(body, name) for name in body.model_fields_set & _PARAMS}
     params = dataclasses.replace(defaults_of(request), **given)
-    return await run_sized(len(body.prompt), lambda: engine.prepare(body.prompt, params, tenant=tenant))
+    work = long_work_of(request)
+    return await work.run_sized(len(body.prompt), lambda: engine.prepare(body.prompt, params, tenant=tenant), tenant)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from roseinfer.server.anthropic.messages import count_tokens, message_reply, message_stream, prepare_message
 from roseinfer.server.documentation import event_stream, examples
+from roseinfer.server.generating import generates
 from roseinfer.server.schemas.anthropic import (
     AnthropicErrorReply,
     CountTokensReply,
@@ -44,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
     responses=event_stream("Anthropic's, from `message_start` to `message_stop`"),
     openapi_extra=examples(EXAMPLES),
 )
+@generates
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answers a conversation, with text or with calls of tools."""
     job = await prepare_message(body, request)

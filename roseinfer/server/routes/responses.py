@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from roseinfer.server.documentation import event_stream, examples
+from roseinfer.server.generating import generates
 from roseinfer.server.responses.responding import prepare_response, response_reply, response_stream
 from roseinfer.server.schemas.responses import ResponseReply, ResponseRequest
 from roseinfer.server.timed_route import TimedRoute
@@ -36,6 +37,7 @@ EXAMPLES: dict[str, Any] = {
     responses=event_stream("OpenAI's, from `response.created` to `response.completed`"),
     openapi_extra=examples(EXAMPLES),
 )
+@generates
 async def responses(body: ResponseRequest, request: Request) -> Response:
     """Answers a text or a conversation, with text or with calls of functions."""
     job = await prepare_response(body, request)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from roseinfer.backends import Program, ProgramOptions
+from roseinfer.backends import Program
 from roseinfer.backends.native import _native
 from roseinfer.cache.block_pool import BlockPool
 from roseinfer.cache.prefix_cache import PrefixCache
@@ -35,10 +35,8 @@ from tests.fake_grammars import FakeCompiler, hashed_grammar
 from tests.full_engine import FullTranscript
 from tests.harness import compile_model, log_softmax, teacher_forced_logits, teacher_forced_logits_batched
 from tests.tiny_models import WIDE, GGUFRecipe, TinyModel, build_gguf
+from tests.variants import BLOCK_SIZE, KV_DTYPES, MAX_STEP_TOKENS, NUM_BLOCKS, Variant
 
-BLOCK_SIZE = 16
-NUM_BLOCKS = 288  # of the programs; a schedule's pool may be smaller
-MAX_BATCH_TOKENS = 512
 MAX_RUNNING = 32
 SPLIT = 256  # attention merges its partial sums at multiples of this position
 LOWER_ISAS = [isa for isa in _native.available_isas() if isa != _native.isa("auto")]
@@ -110,14 +108,14 @@ WISHES = wishes()
 class Schedule:
     """How the workload is cut into steps."""
 
-    max_batch_tokens: int = MAX_BATCH_TOKENS
+    max_batch_tokens: int = MAX_STEP_TOKENS
     max_chunk_tokens: int | None = None
     max_running: int = MAX_RUNNING
     num_blocks: int = NUM_BLOCKS
     use_prefix_cache: bool = False
     num_threads: int = 1
     arrivals_per_step: int = MAX_RUNNING  # how many requests come before each step
-    num_score_rows: int = MAX_BATCH_TOKENS  # of logits, beside those of running requests
+    num_score_rows: int = MAX_STEP_TOKENS  # of logits, beside those of running requests
 
     def make_scheduler(self) -> Scheduler:
         pool = BlockPool(self.num_blocks, BLOCK_SIZE)
@@ -127,34 +125,9 @@ class Schedule:
             prefix_cache=PrefixCache(pool) if self.use_prefix_cache else None,
             max_batch_tokens=self.max_batch_tokens,
             max_running=max_running,
-            max_logit_rows=min(max_running + self.num_score_rows, MAX_BATCH_TOKENS),
+            max_logit_rows=min(max_running + self.num_score_rows, MAX_STEP_TOKENS),
             max_model_len=tiny_models.MAX_POSITIONS,
             max_chunk_tokens=self.max_chunk_tokens,
-        )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A tiny checkpoint and what its program is compiled for."""
-
-    name: str
-    dtype: str = "auto"
-    kv_dtype: str = "float16"
-    isa: str = "auto"
-
-    def __str__(self) -> str:
-        return "-".join([self.name, self.dtype, f"kv_{self.kv_dtype}", self.isa])
-
-    def options(self, num_threads: int = 1) -> ProgramOptions:
-        return ProgramOptions(
-            num_blocks=NUM_BLOCKS,
-            max_batch_tokens=MAX_BATCH_TOKENS,
-            max_logit_rows=MAX_BATCH_TOKENS,
-            block_size=BLOCK_SIZE,
-            dtype=self.dtype,
-            kv_dtype=self.kv_dtype,
-            num_threads=num_threads,
-            isa=self.isa,
         )
 
 
@@ -229,7 +202,6 @@ ARCHITECTURES = [
     Variant("llama", kv_dtype="q8"),
     Variant("gemma3", kv_dtype="q8"),
 ]
-KV_DTYPES = ("float16", "bfloat16", "float32", "q8")
 FORMATS = [Variant(f"format-{name}", kv_dtype=KV_DTYPES[i % 4]) for i, name in enumerate(format_names())]
 DTYPES = [
     Variant(name, dtype)
@@ -388,7 +360,7 @@ SCHEDULES = st.builds(
     use_prefix_cache=st.booleans(),
     num_threads=st.sampled_from([1, 2]),
     arrivals_per_step=st.sampled_from([1, 3, 32]),
-    num_score_rows=st.sampled_from([0, 10, MAX_BATCH_TOKENS]),
+    num_score_rows=st.sampled_from([0, 10, MAX_STEP_TOKENS]),
 )
 
 
