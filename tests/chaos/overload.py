@@ -1,6 +1,8 @@
 """R9: ten times the load that the server can bear. It goes on at its best, and says no in milliseconds.
 
-The peak is measured in a closed loop first. Then requests come at ten times that rate, whatever becomes of them.
+The peak is measured in a closed loop. Then requests come at ten times that rate, whatever becomes of them. That is done
+several times over and ends with a peak; each overload is compared with the peaks on either side of it, since what the
+machine's other guests leave of it changes within a minute. How much they took is told for both.
 Client and server share the machine: what a refusal takes is told as the client saw it, as the server's own log has
 it, and beside the time by which this client's clock was late meanwhile, which is in the client's figure too.
 """
@@ -12,8 +14,9 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from random import Random
+from statistics import mean, median
 from time import perf_counter
 
 from roseinfer.bench.http_client import HttpClient
@@ -23,6 +26,7 @@ from tests.chaos.memory import MemoryWatch, watch_memory
 from tests.chaos.requests import ChaosRequest
 from tests.chaos.result import Figure, Result, Scale, Settings, percentile
 from tests.chaos.servers import ServerUnderTest
+from tests.chaos.stolen import StolenTime
 from tests.chaos.storm import REFUSALS, describe, is_refused, is_whole, raise_file_limit, retry_after, seconds_of
 from tests.text_samples import real_text
 
@@ -40,6 +44,7 @@ MAX_OPEN = 4096  # requests that nobody has answered; a server that lets it come
 
 @dataclass(frozen=True, slots=True)
 class Load:
+    num_rounds: int
     peak_seconds: float
     overload_seconds: float
     settle_seconds: float  # of either, that no figure counts
@@ -62,6 +67,7 @@ class Phase:
     end: float
     streams: list[Stream]
     lateness: list[float]
+    stolen: float  # of the CPU time, by other guests
 
     @property
     def whole(self) -> list[Stream]:
@@ -89,8 +95,8 @@ class Phase:
 
 
 LOADS = {
-    Scale.SHORT: Load(3.0, 4.0, 1.0, 8, 16, 16, "32MiB"),
-    Scale.FULL: Load(30.0, 60.0, 10.0, 64, 32, 256, "128MiB"),
+    Scale.SHORT: Load(1, 3.0, 4.0, 1.0, 8, 16, 16, "32MiB"),
+    Scale.FULL: Load(3, 30.0, 60.0, 10.0, 64, 32, 256, "128MiB"),
 }
 
 
@@ -104,12 +110,15 @@ def run(settings: Settings, scale: Scale) -> Result:
 async def _measure(server: ServerUnderTest, load: Load) -> Result:
     encoder = HttpClient(server.url)
     requests = [encoder.encode(*request) for request in make_requests(load.num_tokens)]
-    peak = await closed_loop(server.url, requests, load)
+    peaks, overloads = [await closed_loop(server.url, requests, load)], []
     log_size = server.log_path.stat().st_size
     async with watch_memory(server) as memory:
-        overload = await open_loop(server.url, requests, FACTOR * max(peak.goodput / load.num_tokens, 1.0), load)
+        for _ in range(load.num_rounds):
+            rate = FACTOR * max(peaks[-1].goodput / load.num_tokens, 1.0)
+            overloads.append(await open_loop(server.url, requests, rate, load))
+            peaks.append(await closed_loop(server.url, requests, load))
     logged = refusal_seconds(server.log_path.read_bytes()[log_size:])
-    return _result(load, peak, overload, logged, memory)
+    return _result(load, peaks, overloads, logged, memory)
 
 
 def make_requests(num_tokens: int) -> list[ChaosRequest]:
@@ -124,7 +133,7 @@ async def closed_loop(url: str, requests: Sequence[bytes], load: Load) -> Phase:
     """So many callers, each of whom asks again when it is answered."""
     left = cycle(requests)
     async with _client(url) as client, _lateness() as lateness:
-        start = perf_counter()
+        start, other_guests = perf_counter(), StolenTime()
         end = start + load.peak_seconds
 
         async def work() -> None:
@@ -132,7 +141,8 @@ async def closed_loop(url: str, requests: Sequence[bytes], load: Load) -> Phase:
                 await client.ask(next(left))
 
         await asyncio.gather(*(work() for _ in range(load.num_at_once)))
-    return Phase(start + load.settle_seconds, end, _streams(client), lateness)
+        stolen = other_guests.share()
+    return Phase(start + load.settle_seconds, end, _streams(client), lateness, stolen)
 
 
 async def open_loop(url: str, requests: Sequence[bytes], rate: float, load: Load) -> Phase:
@@ -140,6 +150,7 @@ async def open_loop(url: str, requests: Sequence[bytes], rate: float, load: Load
     rng = Random(9)
     async with _client(url) as client:
         start = due = perf_counter()
+        other_guests = StolenTime()
         async with _lateness() as lateness:
             for request in cycle(requests):
                 due += rng.expovariate(rate)
@@ -147,9 +158,9 @@ async def open_loop(url: str, requests: Sequence[bytes], rate: float, load: Load
                     break
                 await asyncio.sleep(max(due - perf_counter(), 0.0))
                 client.send(request)
-        end = perf_counter()
+        end, stolen = perf_counter(), other_guests.share()
         await client.settle(DRAIN_SECONDS)
-    return Phase(start + load.settle_seconds, end, _streams(client), lateness)
+    return Phase(start + load.settle_seconds, end, _streams(client), lateness, stolen)
 
 
 @asynccontextmanager
@@ -194,36 +205,51 @@ def refusal_seconds(log: bytes) -> list[float]:
 # -- what is said of it ---------------------------------------------------------------------------------------
 
 
-def _result(load: Load, peak: Phase, overload: Phase, logged: Sequence[float], memory: MemoryWatch) -> Result:
-    waits = [seconds_of(stream) for stream in overload.refused]
-    advice = [seconds for stream in overload.refused if (seconds := retry_after(stream)) is not None]
-    share = overload.goodput / peak.goodput if peak.goodput else 0.0
-    slope = memory.slope(overload.start, overload.end)
-    drain_seconds = load.max_queue * load.num_tokens / max(peak.goodput, 1.0)
+def _result(
+    load: Load, peaks: Sequence[Phase], overloads: Sequence[Phase], logged: Sequence[float], memory: MemoryWatch
+) -> Result:
+    refused = [stream for overload in overloads for stream in overload.refused]
+    whole = [stream for overload in overloads for stream in overload.whole]
+    broken = [stream for phase in [*peaks, *overloads] for stream in phase.broken]
+    waits = [seconds_of(stream) for stream in refused]
+    advice = [seconds for stream in refused if (seconds := retry_after(stream)) is not None]
+    shares = shares_of_peak([phase.goodput for phase in peaks], [phase.goodput for phase in overloads])
+    slope = median(memory.slope(overload.start, overload.end) for overload in overloads)
+    peak = median(phase.goodput for phase in peaks)
+    drain_seconds = load.max_queue * load.num_tokens / max(peak, 1.0)
     figures: dict[str, Figure] = {
-        "peak goodput, tokens/s": round(peak.goodput, 1),
-        "goodput, tokens/s": round(overload.goodput, 1),
-        "share of the peak": round(share, 3),
-        "asked": len(overload.streams),
-        "answered": len(overload.whole),
-        "refused": len(overload.refused),
+        "peak goodput, tokens/s": round(peak, 1),
+        "goodput, tokens/s": round(median(phase.goodput for phase in overloads), 1),
+        "share of the peak": round(median(shares), 3),
+        "shares": ", ".join(f"{share:.2f}" for share in shares),
+        "CPU stolen, peaks": ", ".join(f"{phase.stolen:.0%}" for phase in peaks),
+        "CPU stolen, overloads": ", ".join(f"{phase.stolen:.0%}" for phase in overloads),
+        "asked": sum(len(overload.streams) for overload in overloads),
+        "answered": len(whole),
+        "refused": len(refused),
         **_milliseconds("refusal", waits),
         **_milliseconds("refusal in the server's log", logged),
-        **_milliseconds("client late", overload.lateness),
+        **_milliseconds("client late", [late for overload in overloads for late in overload.lateness]),
         "Retry-After p50, s": percentile(advice, 50),
         "queue drains in, s": round(drain_seconds, 1),
-        "answer p99, s": round(percentile([seconds_of(stream) for stream in overload.whole], 99), 2),
+        "answer p99, s": round(percentile([seconds_of(stream) for stream in whole], 99), 2),
         "RssAnon slope, MiB/min": round(slope, 1),
     }
     passed = (
         bool(waits)
         and percentile(waits, 99) <= REFUSAL_SECONDS
-        and share >= GOODPUT_SHARE
+        and median(shares) >= GOODPUT_SHARE
         and slope <= MAX_SLOPE
         and is_plausible(percentile(advice, 50), drain_seconds)
-        and not overload.broken
+        and not broken
     )
-    return Result("R9", f"{FACTOR} times the load", figures, passed, describe(overload.broken))
+    return Result("R9", f"{FACTOR} times the load", figures, passed, describe(broken))
+
+
+def shares_of_peak(peaks: Sequence[float], overloads: Sequence[float]) -> list[float]:
+    """Of each overload, as a part of the mean of the peaks before and after it."""
+    around = [mean(pair) for pair in pairwise(peaks)]
+    return [overload / peak if peak else 0.0 for overload, peak in zip(overloads, around, strict=True)]
 
 
 def _milliseconds(name: str, seconds: Sequence[float]) -> dict[str, Figure]:

@@ -13,6 +13,7 @@ from tests.chaos.client import Stream
 from tests.chaos.memory import MIB, Memory, MemoryWatch
 from tests.chaos.overload import Phase
 from tests.chaos.result import Scale, Settings
+from tests.chaos.stolen import StolenTime
 from tests.chaos.storm import is_refused, retry_after
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
@@ -103,7 +104,7 @@ def test_goodput_counts_whole_answers_while_it_is_looked_at() -> None:
     cut = Stream(0.0, status=200, chunk_times=times, num_tokens=8, error="the stream ends")
     refused = Stream(5.0, status=503, headers={"retry-after": "1"}, error="status 503")
     early = Stream(1.0, status=503, headers={"retry-after": "1"}, error="status 503")
-    phase = Phase(2.0, 10.0, [whole, cut, refused, early], [])
+    phase = Phase(2.0, 10.0, [whole, cut, refused, early], [], 0.0)
     assert phase.goodput == 4 / 8
     assert phase.refused == [refused]
     assert phase.broken == [cut]
@@ -137,3 +138,17 @@ def test_other_servers_get_their_pool_at_the_end_of_their_command() -> None:
     settings, flags = kv_exhaustion.constrain(Settings("model.gguf", "serve {model} {port} --ctx-size 9"), 4)
     assert settings.peer_command == "serve {model} {port} --ctx-size 9 --ctx-size 64"
     assert not flags
+
+
+def test_an_overload_is_compared_with_the_peaks_on_either_side() -> None:
+    assert overload.shares_of_peak([100.0, 60.0, 40.0], [80.0, 25.0]) == [1.0, 0.5]
+    assert overload.shares_of_peak([0.0, 0.0], [5.0]) == [0.0]
+
+
+def test_what_other_guests_take_is_a_share_of_what_was_wanted(tmp_path: Path) -> None:
+    counters = tmp_path / "stat"
+    counters.write_text("cpu  10 0 5 1000 0 0 0 3 0 0\ncpu0 1 1\n")
+    stolen = StolenTime(counters)
+    counters.write_text("cpu  50 10 15 9000 0 0 0 23 0 0\ncpu0 1 1\n")
+    assert stolen.share() == 0.25
+    assert StolenTime(tmp_path / "absent").share() == 0.0
