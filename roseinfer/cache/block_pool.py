@@ -13,25 +13,15 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from typing import Protocol
 
+from roseinfer.cache.kept_blocks import KeptBlocks
 from roseinfer.core.errors import EngineError
-
-
-class DigestList(Protocol):
-    """A list of what the published blocks hold, for whoever comes after this pool: `cache/kept_blocks.py`."""
-
-    def digests(self) -> dict[int, bytes]: ...
-
-    def write(self, block: int, digest: bytes) -> None: ...
-
-    def wipe(self, block: int) -> None: ...
 
 
 class BlockPool:
     """`num_blocks` blocks of `block_size` token positions each. What `kept` lists is cached from the beginning."""
 
-    def __init__(self, num_blocks: int, block_size: int = 16, kept: DigestList | None = None) -> None:
+    def __init__(self, num_blocks: int, block_size: int = 16, kept: KeptBlocks | None = None) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_size} tokens cannot hold anything")
         self.num_blocks = num_blocks
@@ -43,7 +33,7 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
         self._kept = kept
         if kept is not None:
-            self._restore(kept.digests())
+            self._restore(kept.restore())
 
     # -- counts ---------------------------------------------------------------------------------------------
 
@@ -86,6 +76,8 @@ class BlockPool:
         """One more holder of a block that is in use or cached."""
         if self._ref_counts[block] == 0:
             del self._cached[block]
+            if self._kept is not None:
+                self._kept.hold(block)
         self._ref_counts[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
@@ -103,7 +95,7 @@ class BlockPool:
         if published == block:
             self._digest_of[block] = digest
             if self._kept is not None:
-                self._kept.write(block, digest)
+                self._kept.publish(block, digest)
         return published
 
     def find(self, digest: bytes) -> int | None:
@@ -126,6 +118,8 @@ class BlockPool:
     def _put_back(self, block: int) -> None:
         if block in self._digest_of:
             self._cached[block] = None
+            if self._kept is not None:
+                self._kept.leave(block)
         else:
             self._free.append(block)
 

@@ -22,6 +22,15 @@ def usable_memory() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def num_oom_kills() -> int:
+    """Processes that this machine, or a container on it, has killed so far because memory ran out."""
+    try:
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
+
+
 def _container_limit(name: str) -> str:
     """What a cgroup's file says; empty where there is none."""
     try:

@@ -147,7 +147,11 @@ class EngineServer:
 
 
 def _be_a_child() -> None:
-    """Signals to the whole group are the server's to handle; a server that is killed takes this process with it."""
+    """Signals are the server's to handle; a server that is killed takes this process with it.
+
+    A group of its own, which what it starts belongs to as well, lets the server find that.
+    """
+    os.setpgid(0, 0)
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     if sys.stderr is not None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
+from roseinfer.core.machine import num_oom_kills
 from roseinfer.core.messages import AddRequest
 from roseinfer.core.python_process import start_python
 from roseinfer.engine.frames import (
@@ -27,7 +28,8 @@ from roseinfer.engine.frames import (
 logger = logging.getLogger(__name__)
 
 EXIT_SECONDS = 1.0  # for a process that has been told to go
-REAP_SECONDS = 0.01
+REAP_SECONDS = 0.1  # for what such a process had started
+_PAUSE_SECONDS = 0.01
 
 
 class ChildProcess:
@@ -56,6 +58,7 @@ class ChildProcess:
         finally:
             theirs.close()
         self._is_killed_here = False
+        self._num_oom_kills = num_oom_kills()
         self._reader = FrameReader(self._socket, EngineEvent)
         self._commands: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="roseinfer-commands", daemon=True)
@@ -67,8 +70,7 @@ class ChildProcess:
         arguments = (theirs.fileno(), *fds)
         code = f"from {main} import main; main{arguments}"
         inherited = [fd for fd in arguments if fd is not None]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        return start_python(code, inherited, **quiet, start_new_session=True)
+        return start_python(code, inherited, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     @property
     def pid(self) -> int:
@@ -89,8 +91,9 @@ class ChildProcess:
 
     @property
     def was_killed_by_others(self) -> bool:
-        """Whether a process that has ended was sound until then: the system or somebody has sent it SIGKILL."""
-        return self._process.returncode == -signal.SIGKILL and not self._is_killed_here
+        """Whether somebody sent SIGKILL to a process that has ended, which was sound until then."""
+        is_killed = self._process.returncode == -signal.SIGKILL and not self._is_killed_here
+        return is_killed and num_oom_kills() == self._num_oom_kills
 
     def end(self) -> str:
         """Waits for a process that is gone or going, kills it if it stays, and says how it ended."""
@@ -136,11 +139,11 @@ class ChildProcess:
 
 def _reap_group(pid: int) -> None:
     """What the engine itself had started dies with it, and is ours to reap where this process is the system's first."""
-    deadline = time.monotonic() + EXIT_SECONDS
+    deadline = time.monotonic() + REAP_SECONDS
     with contextlib.suppress(ChildProcessError):  # everywhere else, at once
         while time.monotonic() < deadline:
             if os.waitpid(-pid, os.WNOHANG) == (0, 0):
-                time.sleep(REAP_SECONDS)
+                time.sleep(_PAUSE_SECONDS)
 
 
 def _describe(status: int) -> str:

@@ -47,7 +47,6 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load"):
     max_pending_grammars: int
     grammar_seconds: float
     log_level: int
-    is_cache_sound: bool = False  # whether what the engine before has left of its prefix cache can be trusted
 
 
 class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):

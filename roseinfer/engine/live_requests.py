@@ -30,7 +30,6 @@ class _Live:
     request: AddRequest
     output_ids: list[int] = field(default_factory=list)
     first_token_at: float | None = None
-    num_cached_tokens: int = 0  # of the prompt, when the first token came
     is_sent: bool = False
     is_aborted: bool = False
     is_parked: bool = False  # taken back from the engine, which has yet to say that it has let go
@@ -118,9 +117,8 @@ class LiveRequests:
         is_resumed = live.num_deaths > 0 and live.first_token_at is not None
         if live.first_token_at is None and output.token_ids:
             live.first_token_at = self._now()
-            live.num_cached_tokens = output.num_cached_tokens
-        if is_resumed:  # what it finds in the cache now are its own tokens
-            output = msgspec.structs.replace(output, num_cached_tokens=live.num_cached_tokens)
+            if live.num_deaths:  # what it found in the cache may be its own tokens
+                output = msgspec.structs.replace(output, num_cached_tokens=0)
         if output.finish_reason is not None:
             del self._live[output.request_id]
             if is_resumed:

@@ -63,7 +63,6 @@ def build_engine(
     progress: Progress | None = None,
     progress_counter: UInt64Array | None = None,
     cache_fd: int | None = None,
-    is_cache_sound: bool = False,
     wrap: Wrap = unwrapped,
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
@@ -71,8 +70,7 @@ def build_engine(
     `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests 512 tokens,
     or one request the whole context, within a quarter of the machine's memory. Pages are committed when used.
     `progress_counter` [1] is raised while kernels compute. `cache_fd` is a file in memory for the KV cache, with what
-    another engine may have left there, which is used if `is_cache_sound`. `wrap` may put a program of its own around
-    the model's.
+    an engine before this one has left there. `wrap` may put a program of its own around the model's.
     Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
     """
     check_device(device)
@@ -84,11 +82,11 @@ def build_engine(
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
         need = -(-max_model_len // BLOCK_SIZE) * block_bytes
         raise ConfigError(f"max_model_len {max_model_len} needs a kv_cache_memory of at least {need} bytes")
-    digest = weights_digest(model.weights)
+    digest = model_digest(model)
     kept = None
     if cache_fd is not None and prefix_cache:
-        identity = "\n".join([roseinfer.__version__, digest, dtype, kv_dtype, isa, str(block_bytes)])
-        kept = _keep_blocks(cache_fd, identity, num_blocks, block_bytes, is_cache_sound)
+        identity = f"{roseinfer.__version__} {digest} {dtype} {kv_dtype} {isa} {num_blocks} {block_bytes}"
+        kept = _keep_blocks(cache_fd, identity, num_blocks, block_bytes)
     options = ProgramOptions(
         num_blocks=num_blocks,
         max_batch_tokens=max_batch_tokens,
@@ -131,18 +129,18 @@ def build_engine(
         isa=str(getattr(program, "isa", "")),
         dtype=dtype,
         kv_dtype=kv_dtype,
-        weights_digest=digest,
+        digest=digest,
     )
     return engine, info
 
 
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Tells models apart: of every tensor its name, format, shape, and the bytes at its beginning and end.
+def model_digest(model: Model) -> str:
+    """Tells models apart: what is computed, and of every tensor its name, format, shape, and the bytes at its ends.
 
     All bytes would take as long to read as the model takes to load.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    digest = hashlib.sha256(repr(model.graph.ops).encode())
+    for name, tensor in sorted(model.weights.items()):
         digest.update(f"{name} {tensor.format} {tensor.shape}".encode())
         digest.update(tensor.data[:DIGESTED_BYTES].tobytes() + tensor.data[-DIGESTED_BYTES:].tobytes())
     return digest.hexdigest()[:16]
@@ -193,9 +191,9 @@ def _kv_dtype(kv_dtype: str, dtype: str, isa: str) -> str:
     return fastest_kv_dtype(isa) if dtype == "auto" else dtype
 
 
-def _keep_blocks(fd: int, identity: str, num_blocks: int, block_bytes: int, is_sound: bool) -> KeptBlocks | None:
+def _keep_blocks(fd: int, identity: str, num_blocks: int, block_bytes: int) -> KeptBlocks | None:
     try:
-        return KeptBlocks(fd, hashlib.sha256(identity.encode()).digest(), num_blocks, block_bytes, is_sound=is_sound)
+        return KeptBlocks(fd, hashlib.sha256(identity.encode()).digest(), num_blocks, block_bytes)
     except OSError as error:
         logger.warning("the KV cache will not outlive the engine: %s", error)
         return None

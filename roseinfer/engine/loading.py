@@ -41,6 +41,5 @@ def build_engine_of(
         progress=progress,
         progress_counter=progress_counter,
         cache_fd=cache_fd,
-        is_cache_sound=load.is_cache_sound,
         wrap=wrap,
     )

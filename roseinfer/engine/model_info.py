@@ -22,4 +22,4 @@ class ModelInfo:
     isa: str
     dtype: str  # as it was asked for
     kv_dtype: str
-    weights_digest: str  # see `loader.weights_digest`
+    digest: str  # see `loader.model_digest`

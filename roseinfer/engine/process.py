@@ -17,8 +17,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import msgspec
-
 from roseinfer.core.errors import EngineError, RoseinferError
 from roseinfer.core.messages import AddRequest, Command, EngineStats, StepOutput, TokenOutput
 from roseinfer.core.python_process import fill_standard_files
@@ -35,7 +33,7 @@ from roseinfer.engine.frames import (
 )
 from roseinfer.engine.host import OnExit, OnStep
 from roseinfer.engine.live_requests import LiveRequests
-from roseinfer.engine.memory_file import memory_file
+from roseinfer.engine.memory_file import large_memory_file
 from roseinfer.engine.model_info import ModelInfo
 from roseinfer.engine.progress import ProgressCounter
 
@@ -56,7 +54,8 @@ class WatchOptions:
     max_deaths: int = 5  # within `window_seconds`
     window_seconds: float = 60.0
     start_again_seconds: float = 1.0  # behind a process that the system did not grant
-    backoff: tuple[float, ...] = (0.0, 0.0, 0.25, 1.0)  # before the first, second, ... restart within the window
+    backoff: tuple[float, ...] = (0.0, 0.0, 0.25, 1.0)  # before the first, second, ... restart in a row
+    row_seconds: float = 10.0  # that deaths in a row lie apart at most
 
 
 class _DeadError(Exception):
@@ -86,10 +85,10 @@ class EngineProcess:
         self._options = options
         fill_standard_files()
         self._progress = ProgressCounter()
-        self._cache = memory_file("roseinfer-kv") if load.prefix_cache else None
-        self._is_cache_sound = False
+        self._cache = large_memory_file("roseinfer-kv") if load.prefix_cache else None
         self._first: Future[Ready] = Future()
         self._deaths: deque[float] = deque(maxlen=options.max_deaths)
+        self._num_in_a_row = 0
         self._num_still_ticks = 0  # without progress
         self._load_seconds = options.load_seconds
         self._stats: EngineStats | None = None  # the last
@@ -156,7 +155,7 @@ class EngineProcess:
     # -- the watching thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # What is sent to the whole group is the server's to handle; the engine inherits this, and is never interrupted.
+        # The server's main thread handles these; the engine inherits this, and is never interrupted.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         error: BaseException | None = None
         try:
@@ -168,6 +167,7 @@ class EngineProcess:
             logger.critical("the engine cannot be watched any more", exc_info=caught)
             error = caught
         self._progress.close()
+        self._empty_cache()
         if self._cache is not None:
             self._cache.close()
         if self._first.done():
@@ -185,11 +185,10 @@ class EngineProcess:
             self._bury(f"it cannot be started: {error}")
             self._closing.wait(self._options.start_again_seconds)
             return
-        reason, was_loaded = "", False
+        reason = ""
         try:
             self._take_up(child)
             self._load_model(child)
-            was_loaded = True
             self._started.wait()
             self._read_steps(child)
         except _DeadError as death:
@@ -199,8 +198,8 @@ class EngineProcess:
             pass
         finally:
             status = self._put_down(child)
-            # Who crashed or hung may have written anywhere.
-            self._is_cache_sound = was_loaded and child.was_killed_by_others
+            if not child.was_killed_by_others:
+                self._empty_cache()
         if not self._closing.is_set():
             self._bury(reason or f"it ended with {status}")
 
@@ -217,7 +216,7 @@ class EngineProcess:
         return child.end()
 
     def _load_model(self, child: ChildProcess) -> None:
-        child.send(msgspec.structs.replace(self._load, is_cache_sound=self._is_cache_sound))
+        child.send(self._load)
         start = time.monotonic()
         while True:
             match self._read(child, self._load_seconds):
@@ -242,6 +241,7 @@ class EngineProcess:
             raise EngineError(f"{ready.info.file} is another model now than when the server was started")
         else:
             logger.warning("the engine is back, %d requests go on", len(self._live))
+        self._stats = ready.stats
         with self._lock:
             self._is_loaded = True
             self._send_all()
@@ -302,12 +302,14 @@ class EngineProcess:
 
     def _count_death(self, reason: str) -> None:
         now, options = time.monotonic(), self._options
+        is_in_a_row = bool(self._deaths) and now - self._deaths[-1] <= options.row_seconds
+        self._num_in_a_row = self._num_in_a_row + 1 if is_in_a_row else 1
         self._deaths.append(now)
         num_deaths = sum(now - at <= options.window_seconds for at in self._deaths)
         if num_deaths >= options.max_deaths:
             within = f"{num_deaths} times within {options.window_seconds:g} seconds"
             raise EngineError(f"the engine died {within}, at last: {reason}")
-        self._closing.wait(options.backoff[min(num_deaths, len(options.backoff)) - 1])
+        self._closing.wait(options.backoff[min(self._num_in_a_row, len(options.backoff)) - 1])
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -316,6 +318,11 @@ class EngineProcess:
         if self._child is not None and self._is_loaded:
             for command in self._live.next_commands():
                 self._child.send(command)
+
+    def _empty_cache(self) -> None:
+        """An engine that crashed or hung may have written anywhere, and where memory ran out it is needed."""
+        if self._cache is not None:
+            self._cache.truncate(0)
 
     def _on_unsendable(self, request_id: str, error: Exception) -> None:
         with self._lock:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from roseinfer.cache.block_pool import BlockPool
+from roseinfer.cache.kept_blocks import NO_DIGEST, KeptBlocks
 from roseinfer.core.errors import EngineError
 
 
@@ -131,21 +134,8 @@ def test_the_check_finds_damage(damage: object) -> None:
         pool.check([[block]])
 
 
-class KeptList:
-    """`DigestList` in a dictionary; a block is never named twice."""
-
-    def __init__(self) -> None:
-        self._digests: dict[int, bytes] = {}
-
-    def digests(self) -> dict[int, bytes]:
-        return dict(self._digests)
-
-    def write(self, block: int, digest: bytes) -> None:
-        assert block not in self._digests
-        self._digests[block] = digest
-
-    def wipe(self, block: int) -> None:
-        del self._digests[block]
+def digest_of(content: int) -> bytes:
+    return bytes([content + 1]) * 32
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -153,8 +143,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept = KeptList()
-        self.pool = BlockPool(7, 4, self.kept)
+        self.file = os.memfd_create("test")
+        self.pool = BlockPool(7, 4, self.kept())
         self.tables: list[list[int]] = []
 
     @rule(count=st.integers(0, 4))
@@ -181,19 +171,19 @@ class PoolMachine(RuleBasedStateMachine):
     def publish(self, data: st.DataObject, content: int) -> None:
         block = data.draw(st.sampled_from([block for table in self.tables for block in table]))
         if not self.pool.is_published(block):
-            digest = bytes([content])
+            digest = digest_of(content)
             assert self.pool.publish(block, digest) == self.pool.find(digest)
 
     @rule(content=st.integers(0, 4))
     def take_from_cache(self, content: int) -> None:
-        block = self.pool.find(bytes([content]))
+        block = self.pool.find(digest_of(content))
         if block is not None:
             self.pool.retain(block)
             self.tables.append([block])
 
     @rule(content=st.integers(0, 4))
     def unpublish(self, content: int) -> None:
-        block = self.pool.find(bytes([content]))
+        block = self.pool.find(digest_of(content))
         if block is not None:
             self.pool.unpublish(block)
 
@@ -203,19 +193,34 @@ class PoolMachine(RuleBasedStateMachine):
         held = {block for table in self.tables for block in table}
         assert self.pool.num_available == 7 - len(held)
 
+    def kept(self) -> KeptBlocks:
+        kept = KeptBlocks(os.dup(self.file), b"i" * 32, 7, 1)
+        kept.close_file()
+        return kept
+
+    def listed(self) -> dict[int, bytes]:
+        records = os.pread(self.file, 7 * 40, 32)
+        digests = {block: records[40 * block : 40 * block + 32] for block in range(7)}
+        return {block: digest for block, digest in digests.items() if digest != NO_DIGEST}
+
+    def teardown(self) -> None:
+        os.close(self.file)
+
     @invariant()
     def kept_list_names_what_is_published(self) -> None:
-        digests = [bytes([content]) for content in range(5)]
+        digests = [digest_of(content) for content in range(5)]
         found = {block: digest for digest in digests if (block := self.pool.find(digest)) is not None}
-        assert self.kept.digests() == found
+        assert self.listed() == found
 
     @rule()
     def start_anew(self) -> None:
         """As if the pool's process had been killed: all that was published is cached, the rest is free."""
-        published = self.kept.digests()
-        self.pool, self.tables = BlockPool(7, 4, self.kept), []
+        published = self.listed()
+        self.pool, self.tables = BlockPool(7, 4, self.kept()), []
         assert counts(self.pool) == (7 - len(published), len(published))
         assert all(self.pool.find(digest) == block for block, digest in published.items())
 
 
-TestPoolMachine = PoolMachine.TestCase
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory here")
+class TestPoolMachine(PoolMachine.TestCase):  # type: ignore[misc]
+    pass

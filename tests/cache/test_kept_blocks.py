@@ -24,51 +24,61 @@ def fd() -> Iterator[int]:
     os.close(fd)
 
 
-def kept(fd: int, identity: bytes = IDENTITY, num_blocks: int = 3, *, is_sound: bool = True) -> KeptBlocks:
-    return KeptBlocks(os.dup(fd), identity, num_blocks, BLOCK_BYTES, is_sound=is_sound)
+def kept(fd: int, identity: bytes = IDENTITY, num_blocks: int = 3) -> KeptBlocks:
+    return KeptBlocks(os.dup(fd), identity, num_blocks, BLOCK_BYTES)
 
 
 def fill(fd: int) -> KeptBlocks:
     blocks = kept(fd)
-    blocks.write(0, FIRST)
-    blocks.write(2, SECOND)
+    blocks.publish(0, FIRST)
+    blocks.publish(2, SECOND)
     os.pwrite(fd, CONTENT, blocks.offset)
     blocks.close_file()
     return blocks
 
 
 def test_an_empty_file_lists_nothing(fd: int) -> None:
-    assert kept(fd).digests() == {}
+    assert kept(fd).restore() == {}
 
 
 def test_what_was_published_is_found_by_the_next(fd: int) -> None:
     last = fill(fd)
     blocks = kept(fd)
-    assert blocks.digests() == {0: FIRST, 2: SECOND}
-    assert os.pread(fd, 7, blocks.offset) == b"content"
+    assert blocks.restore() == {0: FIRST, 2: SECOND}
+    assert os.pread(fd, len(CONTENT), blocks.offset) == CONTENT
     last.wipe(0)  # seen by everybody, as it is the same memory
-    assert blocks.digests() == {2: SECOND}
+    assert blocks.restore() == {2: SECOND}
 
 
-@pytest.mark.parametrize(
-    "change", [{"is_sound": False}, {"identity": OTHER}, {"num_blocks": 1000}], ids=["unsound", "identity", "size"]
-)
-def test_what_cannot_be_trusted_is_dropped_with_its_memory(fd: int, change: dict[str, object]) -> None:
+def test_blocks_go_as_they_would_have_gone(fd: int) -> None:
+    """Those that nobody held first, the longest unused before the others; then the ends before what they build on."""
+    last = kept(fd, num_blocks=8)
+    digests = [bytes([number]) * 32 for number in range(1, 6)]
+    for block, digest in enumerate(digests):
+        last.publish(block, digest)
+    last.leave(3)
+    last.leave(1)
+    assert list(kept(fd, num_blocks=8).restore()) == [3, 1, 4, 2, 0]
+    assert list(kept(fd, num_blocks=8).restore()) == [3, 1, 4, 2, 0]  # nobody has touched them meanwhile
+
+
+@pytest.mark.parametrize("change", [{"identity": OTHER}, {"num_blocks": 1000}], ids=["identity", "size"])
+def test_what_does_not_belong_there_is_dropped_with_its_memory(fd: int, change: dict[str, object]) -> None:
     fill(fd)
     blocks = kept(fd, **change)  # type: ignore[arg-type]
-    assert blocks.digests() == {}
-    assert os.pread(fd, 7, blocks.offset) == bytes(7)
+    assert blocks.restore() == {}
+    assert os.pread(fd, len(CONTENT), blocks.offset) == bytes(len(CONTENT))
     assert os.fstat(fd).st_blocks * 512 < len(CONTENT)
 
 
 def test_a_digest_that_was_half_written_names_nothing_that_there_is(fd: int) -> None:
     blocks = kept(fd)
-    blocks.write(1, FIRST)
-    os.pwrite(fd, NO_DIGEST[:16], 32 * 2)  # of a wipe, or of another digest, whose writer was killed
-    assert blocks.digests() == {1: NO_DIGEST[:16] + FIRST[16:]}
+    blocks.publish(1, FIRST)
+    os.pwrite(fd, NO_DIGEST[:16], 32 + 40)  # of a wipe, or of another digest, whose writer was killed
+    assert blocks.restore() == {1: NO_DIGEST[:16] + FIRST[16:]}
 
 
 def test_blocks_lie_within_the_file_and_apart_from_the_list(fd: int) -> None:
     blocks = kept(fd, num_blocks=100_000)
-    assert blocks.offset >= 32 * 100_001
+    assert blocks.offset >= 40 * 100_001
     assert os.fstat(fd).st_size >= blocks.offset + 100_000 * BLOCK_BYTES

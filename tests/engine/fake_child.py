@@ -73,7 +73,7 @@ def fake_info(name: str) -> ModelInfo:
         isa="none",
         dtype="auto",
         kv_dtype="float32",
-        weights_digest=name,
+        digest=name,
     )
 
 

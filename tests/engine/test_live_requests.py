@@ -233,10 +233,11 @@ def test_a_request_that_cannot_be_sent_ends() -> None:
     assert len(requests) == 1
 
 
-def test_what_came_from_the_cache_is_told_as_it_was_at_first() -> None:
-    requests = live("a")
-    requests.accept([TokenOutput("a", [7], num_cached_tokens=16)])
-    requests.on_death("it died")
-    assert sent(requests) == ["a"]
-    [output] = requests.accept([TokenOutput("a", [8], num_cached_tokens=48)])
+def test_what_a_request_had_computed_itself_did_not_come_from_the_cache() -> None:
+    requests = live("a", "b")
+    [output] = requests.accept([TokenOutput("a", [7], num_cached_tokens=16)])
     assert output.num_cached_tokens == 16
+    requests.on_death("it died")
+    assert sent(requests) == ["a", "b"]
+    [output] = requests.accept([TokenOutput("b", [8], num_cached_tokens=48)])
+    assert output.num_cached_tokens == 0
