@@ -242,6 +242,7 @@ class EngineProcess:
         else:
             logger.warning("the engine is back, %d requests go on", len(self._live))
         self._stats = ready.stats
+        self._on_step(StepOutput([]), ready.stats)
         with self._lock:
             self._is_loaded = True
             self._send_all()

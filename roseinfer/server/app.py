@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -20,7 +20,7 @@ from roseinfer.server.gate import Gate
 from roseinfer.server.generating import generating_routes
 from roseinfer.server.host_names import ANY
 from roseinfer.server.metrics import ServerMetrics
-from roseinfer.server.middleware.access_log import AccessLogMiddleware, Exchange, write
+from roseinfer.server.middleware.access_log import AccessLogMiddleware, Listener, write
 from roseinfer.server.middleware.auth import ApiKeys, AuthMiddleware
 from roseinfer.server.middleware.body_limit import BODY_SECONDS, MAX_BODY_BYTES, BodyLimitMiddleware
 from roseinfer.server.middleware.crash_guard import CrashGuardMiddleware
@@ -85,7 +85,7 @@ def create_app(
 
 def _middleware(
     keys: ApiKeys,
-    listeners: Sequence[Callable[[Exchange], None]],
+    listeners: Sequence[Listener],
     host_checks: Iterable[HostCheck],
     max_body_bytes: int,
     body_seconds: float,

@@ -12,7 +12,7 @@ from pydantic.warnings import UnsupportedFieldAttributeWarning
 from starlette.requests import Request
 from starlette.responses import Response
 
-from roseinfer.server.sse import encode_json
+from roseinfer.server.json_pieces import encode_json
 
 
 class DocumentedApp(FastAPI):

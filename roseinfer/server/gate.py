@@ -16,12 +16,10 @@ from roseinfer.core.errors import OverloadedError, RoseinferError
 from roseinfer.engine.client import EngineClient
 from roseinfer.server.errors import ErrorResponse, response_of
 from roseinfer.server.http_refusal import reply_bytes
-from roseinfer.server.middleware.access_log import Exchange
+from roseinfer.server.middleware.access_log import Exchange, Listener
 from roseinfer.server.middleware.auth import ApiKeys
 from roseinfer.server.middleware.request_id import request_id_of
-
-Header = tuple[bytes, bytes]
-Listener = Callable[[Exchange], None]
+from roseinfer.server.middleware.security_headers import Header
 
 
 class Refusal:
@@ -36,9 +34,13 @@ class Refusal:
         """All of it; `is_last` says that the connection ends behind it."""
         headers = [*first_headers, (b"connection", b"close")] if is_last else first_headers
         response = self._response
-        self._exchange.take({"type": "http.response.start", "status": response.status_code})
-        self._exchange.take({"type": "http.response.body", "body": response.body})
+        self.note(response.status_code, bytes(response.body))
         return reply_bytes(response, self._exchange.scope["state"]["request_id"], headers)
+
+    def note(self, status: int, body: bytes) -> None:
+        """What is sent in answer to the request, by whomever."""
+        self._exchange.take({"type": "http.response.start", "status": status})
+        self._exchange.take({"type": "http.response.body", "body": body})
 
     def end(self) -> None:
         """The log and the metrics are told."""
@@ -48,7 +50,10 @@ class Refusal:
 
 
 class Gate:
-    """Stands before the app, which would say the same of whatever is refused here.
+    """Stands before the app, which would say the same of whatever is refused here, unless its body is wrong.
+
+    Nothing is parsed for a request that there is no room for: under full load a wrong body gets 503 too, and its 400
+    only when there is room.
 
     Args:
         client: is asked for room.

@@ -32,11 +32,10 @@ class _Refused:
 
     cycle: RequestResponseCycle
     refusal: Refusal
-    awaits_body: bool
+    awaits_until: float  # on the loop's clock
 
-    @property
-    def is_due(self) -> bool:
-        return not (self.awaits_body and self.cycle.more_body)
+    def is_due(self, now: float) -> bool:
+        return not self.cycle.more_body or now >= self.awaits_until
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -58,6 +57,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_deaf = False  # what comes is swallowed
         self._keeps_alive = False  # as the last head would have it
         self._idle_since = 0.0
+        self._head_at = 0.0  # when the last one was here
+        self._swallowed_at = 0.0  # when something last came that nobody reads
         self._refused: _Refused | None = None  # until it is answered
 
     @property
@@ -93,18 +94,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_refusal()
         self.transport.is_input_open = self.transport.ends_with_close = False
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self._end_refusal()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf or self.transport.half_closed_at is not None:
+            self._swallowed_at = self.loop.time()
             return
         self._take(data)
-        # Only now: there may have been more requests behind the one that is refused.
-        if self._refused is not None and self._refused.is_due:
-            self._answer(self._refused)
+        self._answer_if_due()  # only now: there may have been more requests behind the one that is refused
 
     # -- called by the parser ---------------------------------------------------------------------------------
 
@@ -121,6 +121,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._num_pending_bytes = 0
         self._deadline = None
+        self._head_at = self.loop.time()
         is_old = self.parser.get_http_version() == "1.0"
         self.expect_100_continue &= not is_old
         super().on_headers_complete()
@@ -152,19 +153,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         if self._deadline is not None:
             self._deadline = self.loop.time() + self.server_state.limits.head_seconds
+        self._answer_if_due()  # what waited for this one may be refused
 
     # -- called by the server ---------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
         """Ends the connection if its caller has taken too long."""
         limits = self.server_state.limits
-        half_closed_at = self.transport.half_closed_at
-        if self.transport.stalled_seconds(now) >= limits.write_seconds or (
-            half_closed_at is not None and now - half_closed_at >= limits.linger_seconds
-        ):
+        if self.transport.stalled_seconds(now) >= limits.write_seconds or self._has_lingered(now):
             self.transport.reset()
         elif self._refused is not None:
-            self._answer(self._refused)
+            self._answer_if_due()
         elif self._deadline is not None and now >= self._deadline and not self._is_answering():
             self._end_of_patience(limits.head_seconds)
 
@@ -231,7 +230,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             offer_break_off(cycle.scope, functools.partial(_break_off, cycle))  # type: ignore[arg-type]
             super()._start_asgi_task(cycle, app)
         else:
-            self._refused = _Refused(cycle, refusal, _awaits_body(cycle))
+            seconds = self.server_state.limits.await_seconds if _awaits_body(cycle) else 0.0
+            self._refused = _Refused(cycle, refusal, self.loop.time() + seconds)
+
+    def _answer_if_due(self) -> None:
+        """Not where the connection ends: whoever ends it sees to the refusal."""
+        if self._refused is None or self.transport.is_closing() or not self._refused.is_due(self.loop.time()):
+            return
+        refused, self._refused = self._refused, None
+        self._answer(refused)
+        try:
+            refused.refusal.end()
+        finally:  # a log that fails must not keep the connection from going on
+            self.on_response_complete()
 
     def _answer(self, refused: _Refused) -> None:
         cycle = refused.cycle
@@ -240,15 +251,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.write_reply(reply)
         cycle.response_started = cycle.response_complete = True
         cycle.on_response = lambda: None  # or the two would keep each other, until garbage is collected
-        self._end_refusal()
         if not cycle.keep_alive:
             self.transport.close()
-        self.on_response_complete()
 
     def _end_refusal(self) -> None:
-        if self._refused is not None:
-            self._refused.refusal.end()
-            self._refused = None
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            refused.refusal.end()
+
+    def _has_lingered(self, now: float) -> bool:
+        """Whether a caller who is hung up on had its time to read why; not while it goes on with its body."""
+        since = self.transport.half_closed_at
+        if since is None:
+            return False
+        limits, cycle = self.server_state.limits, self.cycle
+        is_sending = cycle is not None and cycle.response_complete and cycle.more_body
+        if is_sending and now - self._head_at < limits.body_seconds:
+            since = max(since, self._swallowed_at)
+        return now - since >= limits.linger_seconds
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.disconnected
@@ -271,12 +291,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             return
         if not self._is_replying():
-            self.transport.write(refusal(status, message, code=code, retry_after=retry_after))
+            reply = refusal(status, message, code=code, retry_after=retry_after)
+            self.transport.write(reply)
+            if self._refused is not None:
+                self._refused.refusal.note(status, reply.partition(b"\r\n\r\n")[2])
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.is_input_open = True
         self.transport.close()
+        self._end_refusal()
 
     def _is_replying(self) -> bool:
         return bool(self.pipeline) or (self._is_answering() and self.cycle.response_started)

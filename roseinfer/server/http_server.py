@@ -149,10 +149,18 @@ class HttpServer(uvicorn.Server):
             await asyncio.sleep(seconds)
             now = loop.time()
             for connection in self._connections():
-                connection.check(now)
+                _check(connection, now)
 
     def _is_busy(self) -> bool:
         return bool(self.server_state.tasks) or any(connection.is_busy for connection in self._connections())
 
     def _connections(self) -> list[BoundedHttpProtocol]:
         return [each for each in self.server_state.connections if isinstance(each, BoundedHttpProtocol)]
+
+
+def _check(connection: BoundedHttpProtocol, now: float) -> None:
+    """What goes wrong with one connection, or with the log of it, leaves the others looked after."""
+    try:
+        connection.check(now)
+    except Exception:
+        logger.exception("a connection could not be looked after")

@@ -70,5 +70,5 @@ def _write_out(value: Any) -> msgspec.Raw:
     return msgspec.Raw(b"[" + b",".join(_runs(value)) + b"]")
 
 
-# In one piece, for what is small mostly; it uses up the iterators in it as well.
+# In one piece, for what is small mostly or has no iterators; those that there are it uses up as well.
 encode_json = msgspec.json.Encoder(enc_hook=_write_out).encode

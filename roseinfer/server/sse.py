@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -15,12 +14,11 @@ from roseinfer.core.errors import EngineError, RoseinferError
 from roseinfer.server.deadline import time_limit
 from roseinfer.server.disconnect import ClientGoneError, run_while_connected
 from roseinfer.server.errors import code_of, response_of
+from roseinfer.server.json_pieces import encode_json
 
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
-
-encode_json = msgspec.json.Encoder().encode
 
 
 def event(data: bytes) -> bytes:
@@ -86,8 +84,8 @@ class EventStream(Response):
 
     async def _send_events(self, send: Send) -> None:
         data = await anext(self._events, None)
-        self._is_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._is_begun = True
         while data is not None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await anext(self._events, None)

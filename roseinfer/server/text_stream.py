@@ -57,8 +57,8 @@ class TextStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         piece = await anext(self._pieces, None)
-        self._is_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._is_begun = True
         while piece is not None and not self._generation.is_finished:
             await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
             piece = await anext(self._pieces, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from roseinfer.server.dependencies import long_work_of, tenant_of
-from roseinfer.server.disconnect import ClientGoneError
+from roseinfer.server.disconnect import ClientGoneError, run_while_connected
 from roseinfer.server.json_pieces import encode_json, json_pieces
 from roseinfer.server.middleware.access_log import CLIENT_CLOSED_REQUEST
 from roseinfer.server.worker import MAX_INLINE_CHARS
@@ -31,12 +32,12 @@ async def sized_reply(request: Request, size: int, make: Callable[[], Any]) -> R
     """What `make` makes, as JSON; `size` is the number of logprobs, or of whatever takes as long to write down.
 
     A large reply is made and encoded where it holds nobody up, and sent piece by piece, so that no more of it is copied
-    at a time than the connection takes.
+    at a time than the connection takes. Raises ClientGoneError if the caller hangs up before it is made.
     """
     if size <= MAX_INLINE_CHARS:
         return _response(make())
     work = long_work_of(request).run_reply(size, lambda: json_pieces(make()), tenant_of(request))
-    return JSONPieces(await work)
+    return JSONPieces(await run_while_connected(request.receive, work))
 
 
 def _response(reply: Any) -> Response:
@@ -44,17 +45,16 @@ def _response(reply: Any) -> Response:
 
 
 class JSONPieces(Response):
-    """A body that is there as a whole, in pieces, of which there is one at least."""
+    """A body that is there as a whole, in pieces, of which there is one at least. Each is dropped as it is sent."""
 
     media_type = JSON
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes]) -> None:
         super().__init__()
-        self.headers["content-length"] = str(sum(map(len, pieces)))
-        self._pieces = pieces
+        self._pieces = deque(pieces)
+        self.headers["content-length"] = str(sum(map(len, self._pieces)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces[:-1]:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": self._pieces[-1], "more_body": False})
+        for num_left in reversed(range(len(self._pieces))):
+            await send({"type": "http.response.body", "body": self._pieces.popleft(), "more_body": num_left > 0})

@@ -22,24 +22,32 @@ MAX_SHORT_CHARS = 64 * 1024
 
 
 class _Lane:
-    """A thread whose work takes turns: one piece of each tenant's, in the order in which it came."""
+    """A thread whose work takes turns: one piece of each tenant's, in the order in which it came.
+
+    What is cancelled before its turn is not done, and is forgotten at once, with all that it refers to.
+    """
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"roseinfer-{name}-work")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"roseinfer-{name}")
         self._lock = threading.Lock()  # guards what follows
-        self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}
+        self._waiting: dict[str, deque[Future[Any]]] = {}  # cancelled ones too
+        self._work_of: dict[Future[Any], Callable[[], Any]] = {}
 
     def submit(self, tenant: str, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         with self._lock:
-            self._waiting.setdefault(tenant, deque()).append((future, work))
+            self._waiting.setdefault(tenant, deque()).append(future)
+            self._work_of[future] = work
+        future.add_done_callback(self._forget)
         self._executor.submit(self._run_next)
         return future
 
     def _run_next(self) -> None:
-        future, work = self._next()
+        future = self._next()
         if not future.set_running_or_notify_cancel():
             return
+        with self._lock:
+            work = self._work_of.pop(future)
         try:
             result = work()
         except BaseException as error:
@@ -47,26 +55,41 @@ class _Lane:
         else:
             future.set_result(result)
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]]:
+    def _next(self) -> Future[Any]:
         with self._lock:
             tenant = next(iter(self._waiting))
             queue = self._waiting.pop(tenant)
-            job = queue.popleft()
+            future = queue.popleft()
             if queue:
                 self._waiting[tenant] = queue  # behind the others
-        return job
+        return future
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._work_of.pop(future, None)
+
+
+class _Lanes:
+    """One for what is rather short, one for the rest."""
+
+    def __init__(self, name: str) -> None:
+        self._short, self._long = _Lane(f"short-{name}"), _Lane(f"long-{name}")
+
+    def submit(self, size: int, tenant: str, work: Callable[[], T]) -> Future[T]:
+        lane = self._short if size <= MAX_SHORT_CHARS else self._long
+        return lane.submit(tenant, work)
 
 
 class LongWork:
-    """Threads for work that no context length bounds: one for what is brief, one for what is rather short, one for
-    the rest.
+    """Threads for work that no context length bounds: one for what is brief, two for texts, and two for replies, so
+    that neither waits for the other.
 
-    Work counts until its thread is done with it, also if its caller has gone: hanging up makes no room.
+    Work on a text counts until its thread is done with it, also if its caller has gone: hanging up makes no room.
     """
 
     def __init__(self, max_pending_chars: int = MAX_PENDING_CHARS) -> None:
         self._max_pending_chars = max_pending_chars
-        self._brief, self._short, self._long = _Lane("brief"), _Lane("short"), _Lane("long")
+        self._brief, self._texts, self._replies = _Lane("brief-work"), _Lanes("work"), _Lanes("reply")
         self._lock = threading.Lock()  # guards what follows
         self._num_pending_chars = 0
         self._num_chars_of: Counter[str] = Counter()  # of every tenant seen, pending
@@ -89,11 +112,12 @@ class LongWork:
     async def run_reply(self, size: int, work: Callable[[], T], tenant: str = "") -> T:
         """The result of `work` on `size` logprobs or characters, here if they are few.
 
-        Never refused and never counted: the request was taken, and its answer has been computed.
+        Never refused and never counted: the request was taken, and its answer has been computed. Where this is
+        cancelled `work` is not begun any more, but if it has begun it goes on.
         """
         if size <= MAX_INLINE_CHARS:
             return work()
-        return await asyncio.wrap_future(self._lane_of(size).submit(tenant, work))
+        return await asyncio.wrap_future(self._replies.submit(size, tenant, work))
 
     async def run(self, num_chars: int, work: Callable[[], T], tenant: str = "") -> T:
         """The result of `work`. Raises OverloadedError where so much is pending that this does not fit, and
@@ -103,12 +127,9 @@ class LongWork:
             self._check_share(num_chars, tenant)
             self._enter(num_chars)
             self._num_chars_of[tenant] += num_chars
-        future = self._lane_of(num_chars).submit(tenant, lambda: self._run(num_chars, work))
+        future = self._texts.submit(num_chars, tenant, lambda: self._run(num_chars, work))
         future.add_done_callback(lambda _: self._leave(num_chars, tenant))
         return await asyncio.wrap_future(future)
-
-    def _lane_of(self, num_chars: int) -> _Lane:
-        return self._short if num_chars <= MAX_SHORT_CHARS else self._long
 
     def _check_share(self, num_chars: int, tenant: str) -> None:
         held = self._num_chars_of[tenant]

@@ -34,7 +34,17 @@ from tests.chaos.subjects import REAL, Subject, SubjectMaker, tiny_variants
 from tests.variants import BLOCK_SIZE, NUM_BLOCKS, Variant
 
 SHAPES = ((300, 16), (100, 32), (30, 64))  # most tokens of prompts and of answers
-CAUSES = ("batched", "chunked", "cached", "preempted", "restarted", "1 threads", "2 threads", "beside an abort")
+CAUSES = (
+    "batched",
+    "chunked",
+    "cached",
+    "preempted",
+    "restarted",
+    "restarted with its cache",
+    "1 threads",
+    "2 threads",
+    "beside an abort",
+)
 MAX_NOTES = 5
 MIN_SHARE = 0.05  # of all sequences that each cause must have touched, else the figure says nothing
 

@@ -93,6 +93,7 @@ class LightClient:
     def __init__(self, url: str) -> None:
         server = HttpClient(url)
         self.answers: list[Answer] = []
+        self.num_resent = 0  # because the kept connection that they were sent on was lost before anything came back
         self._address = server.host, server.port
         self._buffer = memoryview(bytearray(READ_BYTES))  # of all connections: what is read is taken at once
         self._idle: list[_Connection] = []
@@ -159,6 +160,7 @@ class LightClient:
         if answer is None or answer.has_ended:
             return
         if connection.was_used and not answer.pieces:
+            self.num_resent += 1
             self._connect(answer)
         else:
             self._end(answer, "the server hung up before the reply was whole")

@@ -181,7 +181,7 @@ class ServerUnderTest:
         return len(list((_PROC / str(pid) / "task").iterdir()))
 
     def rss_anon(self, pid: int) -> int:
-        """Bytes of memory that no file on a disk stands behind; a KV cache that outlives its engine is shared memory."""
+        """Bytes of memory that no file on a disk stands behind; the KV cache is shared memory."""
         status = (_PROC / str(pid) / "status").read_text()
         sizes = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", status, re.MULTILINE)
         if not sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from roseinfer.cache.block_pool import BlockPool
+from roseinfer.cache.kept_blocks import KeptBlocks
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.core.messages import AddRequest, TokenOutput
 from roseinfer.engine.engine import Engine
@@ -20,6 +22,7 @@ from tests.chaos.subjects import SteppedGrammars, Subject
 from tests.variants import BLOCK_SIZE, NUM_BLOCKS
 
 MAX_STEPS = 20_000
+IDENTITY = bytes(32)
 
 Causes = defaultdict[str, set[str]]  # request id → what happened to it that must make no difference
 
@@ -71,6 +74,7 @@ class Session:
         self._schedule = schedule
         self._rng = rng
         self._live: dict[str, AddRequest] = {}
+        self._lists: dict[int, int] = {}  # of what is in each program's KV memory: files, by the number of threads
         self._start_engine()
 
     def run(self, requests: Sequence[AddRequest]) -> None:
@@ -83,6 +87,7 @@ class Session:
                 self._abort(self._rng.choice(list(self._live)))
             self._step()
         self._check_books()
+        self._forget_lists()
 
     def _add(self, request: AddRequest) -> None:
         self.answers[request.request_id] = Answer()
@@ -129,15 +134,23 @@ class Session:
     def _start_engine(self) -> None:
         self._num_threads = self._rng.choice(self._schedule.threads)
         self._grammars = SteppedGrammars(self._subject.compiler, self._rng)
-        self._scheduler = self._make_scheduler()
+        self._scheduler = self._make_scheduler(self._kept_blocks())
         program = self._subject.program(self._num_threads)
         # Never closed: that would close the program, which others go on with.
         self._engine = Engine(program, self._scheduler, self._grammars)  # type: ignore[arg-type]
 
-    def _make_scheduler(self) -> Scheduler:
+    def _kept_blocks(self) -> KeptBlocks | None:
+        """What the last engine with the same program has left; the program's memory is as that one left it."""
+        if not self._schedule.use_prefix_cache or not hasattr(os, "memfd_create"):
+            return None
+        if self._num_threads not in self._lists:
+            self._lists[self._num_threads] = os.memfd_create("kept")
+        return KeptBlocks(self._lists[self._num_threads], IDENTITY, self._schedule.num_blocks, 0)
+
+    def _make_scheduler(self, kept: KeptBlocks | None) -> Scheduler:
         schedule, limit = self._schedule, self._subject.max_step_tokens
         max_running = min(schedule.max_running, schedule.max_batch_tokens)
-        pool = BlockPool(schedule.num_blocks, BLOCK_SIZE)
+        pool = BlockPool(schedule.num_blocks, BLOCK_SIZE, kept)
         scheduler = WatchedScheduler(
             block_pool=pool,
             prefix_cache=PrefixCache(pool) if schedule.use_prefix_cache else None,
@@ -151,12 +164,23 @@ class Session:
         return scheduler
 
     def _restart(self) -> None:
-        """Another engine, without caches, takes every live request with the ids that its client has, in any order."""
+        """Another engine takes every live request with the ids that its client has, in any order.
+
+        It finds what the last one with its program has left in the KV cache, or nothing.
+        """
         self._num_restarts += 1
+        if self._rng.random() < 0.5:
+            self._forget_lists()
         self._start_engine()
+        happened = {"restarted"} | ({"restarted with its cache"} if self._scheduler.block_pool.num_cached else set())
         for request_id in self._rng.sample(list(self._live), len(self._live)):
-            self.causes[request_id].add("restarted")
+            self.causes[request_id] |= happened
             self._submit(self._resubmission(request_id))
+
+    def _forget_lists(self) -> None:
+        for fd in self._lists.values():
+            os.close(fd)
+        self._lists.clear()
 
     def _resubmission(self, request_id: str) -> AddRequest:
         """What has come already, the prompt's logprobs among it, may be asked for again or not."""

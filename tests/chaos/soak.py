@@ -196,6 +196,7 @@ async def _burst(client: HttpClient) -> None:
         ("/tokenize", {"prompt": "many words " * 500}),
         ("/tokenize", {"prompt": "a", "unknown": [[]] * 1000}),
         ("/generate", {"prompt": "many words " * 500, "max_new_tokens": 0}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 110, "ignore_eos": True, "logprobs": 20}),
     ):
         content = client.encode(path, body)
         await asyncio.gather(*(client.send(content) for _ in range(4 * NUM_AT_ONCE)))

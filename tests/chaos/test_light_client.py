@@ -119,9 +119,14 @@ def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
     assert all(map(is_refused, streams))
 
 
-def test_a_kept_connection_that_is_lost_is_no_failure() -> None:
-    num_connections, streams = run([[WHOLE], [None], [WHOLE], [WHOLE]], ask_thrice)
-    assert num_connections == 2
+def test_a_kept_connection_that_is_lost_is_no_failure_but_counted() -> None:
+    async def use(client: LightClient) -> None:
+        for num_resent in (0, 1, 1, 2):
+            await client.ask(REQUEST)
+            assert client.num_resent == num_resent
+
+    num_connections, streams = run([[WHOLE], [None], [WHOLE], [WHOLE], [None], [WHOLE]], use)
+    assert num_connections == 3
     assert all(map(is_whole, streams))
 
 
@@ -129,6 +134,7 @@ def test_a_kept_connection_that_is_lost_is_no_failure() -> None:
 def test_a_reply_that_breaks_off_is_broken(piece: bytes) -> None:
     async def use(client: LightClient) -> None:
         await client.ask(REQUEST)
+        assert client.num_resent == 0
 
     _, (stream,) = run([[piece, None]], use)
     assert stream.error is not None

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from roseinfer.core.errors import CheckpointError, EngineError
 from roseinfer.core.messages import AddRequest, Grammar, TokenOutput
+from roseinfer.engine import child_process
 from roseinfer.engine.client import EngineClient
 from roseinfer.engine.frames import LoadModel, Vocabulary
 from roseinfer.engine.process import EngineProcess, WatchOptions
@@ -23,6 +26,27 @@ from tests.fake_grammars import hashed_grammar
 from tests.full_engine import run_fully_alone
 
 IMPATIENT = WatchOptions(hang_seconds=1.5, stale_seconds=0.6, tick_seconds=0.1)
+# A group leader starts another process and is killed; both are waited for.
+REAPING = """
+import ctypes, os, signal, subprocess, sys, time
+from roseinfer.engine.child_process import _reap_group
+
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+code = "import os, subprocess; os.setpgid(0, 0); subprocess.Popen(['true']); print('started', flush=True); input()"
+leader = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+leader.stdout.readline()
+leader.kill()
+leader.wait()
+deadline = time.monotonic() + 20
+while time.monotonic() < deadline:
+    _reap_group(leader.pid)
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        sys.exit(0)
+sys.exit("somebody is left")
+"""
 NEVER_FAULTY = dict.fromkeys(FAULTY_TOKENS, -100.0)
 
 
@@ -273,6 +297,52 @@ def test_an_engine_that_keeps_dying_is_given_up(model: Path) -> None:
         assert deaths == ["the engine died 3 times within 60 seconds, at last: it ended with SIGKILL"]
         with pytest.raises(EngineError, match="died 3 times"):
             client.check_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory here")
+@pytest.mark.parametrize(
+    ("sent", "memory_ran_out", "is_kept"),
+    [
+        (signal.SIGKILL, False, True),
+        (signal.SIGKILL, True, False),
+        (signal.SIGSEGV, False, False),
+        (signal.SIGSTOP, False, False),
+    ],
+    ids=["killed", "out of memory", "crashed", "hung"],
+)
+def test_what_an_engine_leaves_of_its_cache_is_kept_if_it_was_sound(
+    model: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, memory_ran_out: bool, is_kept: bool
+) -> None:
+    num_kills = 3
+    monkeypatch.setattr(child_process, "num_oom_kills", lambda: num_kills)
+    with running(model, options=IMPATIENT) as (client, host):
+        assert host._cache is not None
+        host._cache.truncate(5)
+        num_kills += memory_ran_out
+        os.kill(host.pid or 0, sent)
+        wait_until(lambda: client.num_restarts == 1 and client.is_ready)
+        assert os.fstat(host._cache.fileno()).st_size == (5 if is_kept else 0)
+
+
+@pytest.mark.parametrize(("row_seconds", "expected"), [(1000.0, [0.01, 0.02, 0.03, 0.03]), (0.0, [0.01] * 4)])
+def test_only_deaths_in_a_row_are_waited_for_longer_and_longer(
+    model: Path, monkeypatch: pytest.MonkeyPatch, row_seconds: float, expected: list[float]
+) -> None:
+    waits: list[float] = []
+    options = WatchOptions(max_deaths=9, backoff=(0.01, 0.02, 0.03), row_seconds=row_seconds)
+    with running(model, options=options) as (client, host):
+        monkeypatch.setattr(host._closing, "wait", waits.append)
+        for number in range(1, 5):
+            os.kill(host.pid or 0, signal.SIGKILL)
+            wait_until(lambda number=number: client.num_restarts == number and client.is_ready)  # type: ignore[misc]
+    assert waits == expected
+
+
+def test_what_an_engine_had_started_is_reaped(tmp_path: Path) -> None:
+    """Where this process inherits the orphans, as the first one of a container does."""
+    script = tmp_path / "first.py"
+    script.write_text(REAPING)
+    subprocess.run([sys.executable, script], check=True, timeout=30)
 
 
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:

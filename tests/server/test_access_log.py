@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,6 +156,15 @@ def test_what_a_route_says_is_in_the_line(lines: Lines) -> None:
     assert (line["model"], line["n"], line["prompt_tokens"]) == ("m", 2, 3)
     assert line["warnings"] == ["w" * 256] * 16
     assert (line["status"], line["bytes"], line["error"]) == (200, 3, "engine_error")
+
+
+@pytest.mark.parametrize("model", ["m", "ö"])  # one encoder writes lines of ASCII, the other the rest
+def test_numbers_stay_numbers(lines: Lines, model: str) -> None:
+    access = {"model": model, "a": np.float64(1.5), "b": np.float32(0.25), "c": np.int64(3), "d": HTTPStatus.OK}
+    run(replying(b"", access={**access, "path_of": Path("/a")}))
+    (line,) = lines.found
+    assert [line[name] for name in "abcd"] == [1.5, 0.25, 3, 200]
+    assert line["path_of"] == "/a"
 
 
 def test_a_caller_who_has_gone_is_499(lines: Lines) -> None:

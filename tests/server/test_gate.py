@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -17,13 +18,13 @@ from roseinfer.core.errors import EngineStoppedError
 from roseinfer.server.app import _routers
 from roseinfer.server.gate import Gate, Refusal
 from roseinfer.server.generating import generating_routes
-from roseinfer.server.http_protocol import MAX_AWAITED_BYTES
+from roseinfer.server.http_protocol import MAX_AWAITED_BYTES, BoundedHttpProtocol
 from roseinfer.server.http_transport import WRITE_BUFFER_BYTES, ReplyTransport
 from roseinfer.server.middleware.access_log import Exchange
 from tests.server.answering import TEMPLATE
-from tests.server.limited import limited
+from tests.server.limited import eventually, limited
 from tests.server.live import LiveServer, StartServer, serving
-from tests.server.raw_client import BODY, POST, connected, exchange, post, read_reply, read_to_end
+from tests.server.raw_client import BODY, GET, POST, assert_refused, connected, exchange, post, read_reply, read_to_end
 
 HELLO = [{"role": "user", "content": "Hello"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -40,7 +41,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"model": "fake", "messages": HELLO},
 }
 SLOW_SWEEP = {"head_seconds": 60.0, "write_seconds": 60.0, "linger_seconds": 20.0}  # once a second
-FAST_SWEEP = {"linger_seconds": 0.4}
+PATIENT = {**SLOW_SWEEP, "await_seconds": 10.0}
+IMPATIENT = {"await_seconds": 0.1}
 
 
 @contextlib.contextmanager
@@ -53,6 +55,18 @@ def full(server: LiveServer, tenant: str = "") -> Iterator[None]:
     finally:
         for _ in range(admission.max_per_tenant):
             admission.release(tenant)
+
+
+@contextlib.contextmanager
+def refusing(**settings: Any) -> Iterator[int]:
+    """The port of a server that refuses everybody."""
+    with limited(max_running=1, max_queue=0, **settings) as server:
+        admission = server.engine.client.admission
+        admission.admit(1)
+        try:
+            yield server.port
+        finally:
+            admission.release()
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +178,10 @@ def test_keys_and_hosts_come_before_room(start_server: StartServer, refusals: li
 
 
 def test_a_host_that_is_not_ours_is_told_so() -> None:
-    with limited(max_running=1, max_queue=0, app={"allowed_hosts": ["x"]}) as server:
-        server.engine.client.admission.admit(1)
-        assert exchange(server.port, post(headers=b"Connection: close\r\n")).startswith(b"HTTP/1.1 503 ")
+    with refusing(app={"allowed_hosts": ["x"]}) as port:
+        assert exchange(port, post(headers=b"Connection: close\r\n")).startswith(b"HTTP/1.1 503 ")
         strange = post(headers=b"Connection: close\r\n").replace(b"Host: x", b"Host: y")
-        assert exchange(server.port, strange).startswith(b"HTTP/1.1 403 ")
-        server.engine.client.admission.release()
+        assert exchange(port, strange).startswith(b"HTTP/1.1 403 ")
 
 
 def test_a_tenant_that_has_its_share_is_refused_alone(start_server: StartServer, refusals: list[bool]) -> None:
@@ -200,18 +212,9 @@ def test_an_engine_that_is_gone_is_no_overload(chatty: LiveServer, monkeypatch: 
 # -- connections ------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def refusing(**limits: Any) -> Iterator[int]:
-    """The port of a server that refuses everybody."""
-    with limited(max_running=1, max_queue=0, **limits) as server:
-        server.engine.client.admission.admit(1)
-        yield server.port
-        server.engine.client.admission.release()
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with refusing(**SLOW_SWEEP) as port:
+    with refusing(**PATIENT) as port:
         yield port
 
 
@@ -242,13 +245,14 @@ def test_refusals_leave_no_garbage(port: int) -> None:
             gc.enable()
 
 
-def test_a_small_body_may_come_behind_its_head(port: int) -> None:
-    with connected(port) as connection:
+def test_a_small_body_may_come_behind_its_head() -> None:
+    """However often connections are looked at meanwhile."""
+    with refusing(await_seconds=10.0, linger_seconds=0.04) as port, connected(port) as connection:
         for _ in range(2):
             connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(BODY))
-            time.sleep(0.02)
+            time.sleep(0.05)
             connection.sendall(BODY[:5])
-            time.sleep(0.02)
+            time.sleep(0.05)
             connection.sendall(BODY[5:])
             assert_overloaded(*read_reply(connection), is_last=False)
 
@@ -269,7 +273,7 @@ def test_no_other_body_is_waited_for(port: int, start: bytes) -> None:
         started_at = time.monotonic()
         connection.sendall(start)
         reply = read_to_end(connection)
-        assert time.monotonic() - started_at < 0.9
+        assert time.monotonic() - started_at < 1
     head, _, body = reply.partition(b"\r\n\r\n")
     assert_overloaded(head, body, is_last=True)
 
@@ -283,11 +287,62 @@ def test_a_large_body_that_is_here_does_no_harm(port: int) -> None:
 
 
 def test_a_small_body_that_does_not_come_is_not_waited_for() -> None:
-    with refusing(**FAST_SWEEP) as port, connected(port) as connection:
-        connection.sendall(POST + b"Content-Length: 36\r\n\r\n{")
-        reply = read_to_end(connection)
+    with refusing(**IMPATIENT) as port:
+        assert_hung_up_on(port)
+
+
+def assert_hung_up_on(port: int) -> None:
+    """For a small body that does not come."""
+    reply = exchange(port, POST + b"Content-Length: 36\r\n\r\n{")
+    assert reply.count(b"HTTP/1.1 ") == 1
     head, _, body = reply.partition(b"\r\n\r\n")
     assert_overloaded(head, body, is_last=True)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_large_body_that_comes_slowly_is_swallowed(is_chunked: bool) -> None:
+    """Whoever reads only when it has sent everything is to find its answer."""
+    framing = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % (12 * LARGE)
+    part = b"%x\r\n%b\r\n" % (LARGE, b" " * LARGE) if is_chunked else b" " * LARGE
+    with refusing(linger_seconds=0.3) as port, connected(port) as connection:
+        connection.sendall(POST + framing + b"\r\n\r\n")
+        for _ in range(12):
+            time.sleep(0.06)
+            connection.sendall(part)
+        assert_overloaded(*read_reply(connection), is_last=True)
+
+
+def test_a_large_body_is_not_swallowed_for_ever() -> None:
+    with refusing(linger_seconds=0.1, body_seconds=0.3) as port, connected(port) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % LARGE)
+        with pytest.raises(ConnectionError):
+            send_slowly(connection, b" " * 500)
+
+
+def send_slowly(connection: socket.socket, data: bytes) -> None:
+    for start in range(len(data)):
+        connection.sendall(data[start : start + 1])
+        time.sleep(0.02)
+
+
+def test_a_request_that_has_waited_for_another_is_refused_in_its_turn(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to look at its connection first."""
+    monkeypatch.setattr(BoundedHttpProtocol, "check", lambda self, now: None)
+    reply = exchange(port, GET + b"\r\n" + POST + b"Transfer-Encoding: chunked\r\n\r\n24\r\n")
+    assert reply.startswith(b"HTTP/1.1 200 ")
+    head, _, body = reply[reply.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
+    assert_overloaded(head, body, is_last=True)
+
+
+def test_a_refused_request_that_breaks_off_is_told_so(port: int) -> None:
+    with connected(port) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        for _ in range(3):  # which must not reset the connection
+            time.sleep(0.02)
+            connection.sendall(b"more")
+        assert_refused(read_to_end(connection), 400)
 
 
 @pytest.mark.parametrize("behind", [post(), b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
@@ -331,15 +386,66 @@ def test_http_1_0_is_refused_and_hung_up_on(port: int) -> None:
 def test_who_hangs_up_is_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     exchanges: list[Exchange] = []
     monkeypatch.setattr("roseinfer.server.gate.Refusal.end", _recording(exchanges))
-    with refusing(**SLOW_SWEEP) as port:
+    with refusing(**PATIENT) as port:
         with connected(port) as connection:
             connection.sendall(POST + b"Content-Length: 36\r\n\r\n{")
             time.sleep(0.05)
-        deadline = time.monotonic() + 10
-        while not exchanges:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: exchanges)
     assert [each.status for each in exchanges] == [499]
+
+
+CUT_OFF = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "statuses"),
+    [
+        (post(headers=b"Connection: close\r\n"), [503]),
+        (post() + post(headers=b"Connection: close\r\n"), [503, 503]),
+        (POST + b"Content-Length: 36\r\n\r\n{", [503]),
+        (POST + b"Content-Length: %d\r\n\r\n{" % LARGE, [503]),
+        (CUT_OFF, [400]),
+        (post() + CUT_OFF, [499]),
+        (post() + b"hello\r\n\r\n", [503]),
+    ],
+    ids=["whole", "two", "small and late", "large", "broken", "broken behind another", "garbage behind it"],
+)
+def test_the_log_has_one_line_of_each(
+    log_lines: list[dict[str, Any]], request_bytes: bytes, statuses: list[int]
+) -> None:
+    with refusing(**IMPATIENT) as port:
+        exchange(port, request_bytes)
+    assert [line["status"] for line in log_lines] == statuses
+    assert {line["path"] for line in log_lines} == {"/generate"}
+
+
+@pytest.fixture
+def log_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The access log, parsed."""
+    lines: list[dict[str, Any]] = []
+    handler, logger = logging.Handler(), logging.getLogger("roseinfer.access")
+    monkeypatch.setattr(handler, "emit", lambda record: lines.append(json.loads(record.getMessage())))
+    caplog.set_level(logging.INFO, logger.name)
+    for name, value in {"handlers": [handler], "disabled": False, "propagate": False}.items():
+        monkeypatch.setattr(logger, name, value)
+    return lines
+
+
+def test_a_log_that_fails_costs_no_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[Exchange] = []
+
+    def fail_first(exchange: Exchange) -> None:
+        calls.append(exchange)
+        if len(calls) == 1:
+            raise OSError("no space left")
+
+    monkeypatch.setattr("roseinfer.server.app.write", fail_first)
+    with refusing(**IMPATIENT) as port:
+        for _ in range(3):
+            assert_hung_up_on(port)
+    assert [call.status for call in calls] == [503] * 3
+    (record,) = [record for record in caplog.records if record.name == "roseinfer"]
+    assert "no space left" in str(record.exc_info)
 
 
 def test_refusals_do_not_pile_up_for_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

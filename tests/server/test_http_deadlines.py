@@ -116,7 +116,7 @@ def test_a_body_that_drips_has_a_deadline(framing: bytes) -> None:
 
 def test_a_refused_body_that_drips_has_one_too() -> None:
     with (
-        limited(linger_seconds=SOON, app={"api_keys": ["sesame"]}) as live,
+        limited(linger_seconds=SOON, body_seconds=SOON, app={"api_keys": ["sesame"]}) as live,
         connected(live.port) as connection,
     ):
         connection.sendall(POST + b"Content-Length: 1000\r\n\r\n")

@@ -93,7 +93,7 @@ def test_a_large_reply_says_what_a_small_one_does(
     for module in (whole, worker):
         monkeypatch.setattr(module, "MAX_INLINE_CHARS", 0)
     assert told(server, path, body) == expected
-    assert {name.rpartition("_")[0] for name in writers} == {"roseinfer-short-work"}
+    assert {name.rpartition("_")[0] for name in writers} == {"roseinfer-short-reply"}
 
 
 def test_a_reply_above_the_bound_is_written_by_a_thread(server: LiveServer, writers: set[str]) -> None:
@@ -102,7 +102,7 @@ def test_a_reply_above_the_bound_is_written_by_a_thread(server: LiveServer, writ
     places = [place for choice in reply["choices"] for place in choice["logprobs"]["content"]]
     assert len(places) == 16 * 40
     assert all(len(place["top_logprobs"]) == 4 for place in places)
-    assert {name.rpartition("_")[0] for name in writers} == {"roseinfer-short-work"}
+    assert {name.rpartition("_")[0] for name in writers} == {"roseinfer-short-reply"}
 
 
 def test_an_entry_is_told_as_it_was_found() -> None:

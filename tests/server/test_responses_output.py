@@ -95,12 +95,34 @@ def test_only_the_last_item_of_a_cut_answer_is_incomplete() -> None:
 def test_a_failure_is_the_last_event_and_keeps_what_is_complete() -> None:
     writer = new_writer()
     stream = list(writer.begin()) + list(writer.write([ContentDelta("a"), ToolCallStart(0, "c", "f")]))
-    stream += writer.fail("server_error", "broken")
-    EVENT.validate_python(stream[-1], strict=True)
-    assert stream[-1]["type"] == "response.failed"
-    response = stream[-1]["response"]
+    writer.mark_sent()
+    last = writer.fail("server_error", "broken")
+    EVENT.validate_python(last, strict=True)
+    assert (last["type"], last["sequence_number"]) == ("response.failed", len(stream))
+    response = last["response"]
     assert (response["status"], response["error"]) == ("failed", {"code": "server_error", "message": "broken"})
     assert [item["type"] for item in response["output"]] == ["message"]
+
+
+@given(answers(), answers(), st.sampled_from(["more", "closed", "ended"]))
+def test_a_failure_knows_nothing_of_what_was_not_sent(
+    sent: list[ChatEvent], unsent: list[ChatEvent], state: str
+) -> None:
+    writer = new_writer()
+    stream = list(writer.begin()) + list(writer.write(sent))
+    writer.mark_sent()
+    expected = writer.fail("server_error", "broken")
+    assert expected["sequence_number"] == len(stream)
+    closed = [event["item"] for event in stream if event["type"] == "response.output_item.done"]
+    assert expected["response"]["output"] == closed
+    list(writer.write(unsent))
+    if state != "more":
+        list(writer.close(is_cut=False))
+    if state == "ended":
+        list(writer.end(usage_fields(9, 4, 7, 2), is_cut=False))
+        assert writer.response["completed_at"] is not None
+    assert writer.fail("server_error", "broken") == expected
+    assert (expected["response"]["completed_at"], expected["response"]["usage"]) == (None, None)
 
 
 def test_logprobs_go_with_their_text() -> None:

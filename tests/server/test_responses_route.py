@@ -22,8 +22,8 @@ from roseinfer.server.responses import responding
 from roseinfer.server.responses.responding import failure_code, prepare_response
 from roseinfer.server.schemas.responses import ResponseError, ResponseReply, ResponseRequest
 from roseinfer.server.sse import foreseen
-from tests.server.live import assert_error
-from tests.server.scripted import PROMPT, ScriptedServer, serving_script
+from tests.server.live import assert_error, serve
+from tests.server.scripted import PROMPT, ScriptedProgram, ScriptedServer, scripted_engine, serving_script
 
 WEATHER: Any = {
     "type": "function",
@@ -233,7 +233,7 @@ def test_a_long_response_is_written_by_a_thread_and_says_the_same(
     server.say("<think>Hm</think>" + "abcdefghi " * 90)
     whole_reply = plain(http.post("/v1/responses", json={**ASK, **LOGPROBS}).json())
     streamed = plain(events_of(http, **LOGPROBS)[-1]["response"])
-    assert threads == ["roseinfer-short-work"] * 2
+    assert threads == ["roseinfer-short-reply"] * 2
     for module in (whole, worker):
         monkeypatch.setattr(module, "MAX_INLINE_CHARS", 10**9)
     assert plain(http.post("/v1/responses", json={**ASK, **LOGPROBS}).json()) == whole_reply == streamed
@@ -322,3 +322,38 @@ def test_a_failure_on_the_way_is_the_last_event(server: ScriptedServer, http: ht
     assert events[-1]["response"]["error"]["code"] == "server_error"
     ResponseReply.model_validate(events[-1]["response"])
     assert [event["type"] for event in events].count("response.output_text.delta") >= 1
+
+
+@pytest.mark.parametrize("name", ["write", "end"])
+def test_a_failure_while_a_thread_writes_follows_what_was_sent(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The time is up when the thread has written, and holds what it wrote."""
+    write, is_over, has_written = getattr(responding.Answer, name), threading.Event(), threading.Event()
+
+    def slow_write(answer: responding.Answer, *args: Any) -> bytes:
+        written: bytes = write(answer, *args)
+        if b"response.output_item.done" in written:
+            has_written.set()
+            is_over.wait(30)
+        return written
+
+    monkeypatch.setattr(responding.Answer, name, slow_write)
+    monkeypatch.setattr(worker, "MAX_INLINE_CHARS", 0)
+    program = ScriptedProgram()
+    program.script, program.step_seconds = "<think>Hm</think>Hello", 0.005
+    with (
+        scripted_engine(program) as engine,
+        serve(engine, request_timeout=1.5) as url,
+        httpx.Client(base_url=url) as http,
+    ):
+        try:
+            *others, failed = events_of(http, **LOGPROBS)
+        finally:
+            is_over.set()
+    assert has_written.is_set()
+    assert failed["type"] == "response.failed"
+    assert "response.completed" not in [event["type"] for event in others]
+    response = failed["response"]
+    assert (response["status"], response["completed_at"], response["usage"]) == ("failed", None, None)
+    closed = [event["item"] for event in others if event["type"] == "response.output_item.done"]
+    assert response["output"] == closed
+    ResponseReply.model_validate(response)

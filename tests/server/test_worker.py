@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,8 +22,11 @@ def thread_name() -> str:
 
 
 @pytest.fixture
-def gate() -> threading.Event:
-    return threading.Event()
+def gate() -> Iterator[threading.Event]:
+    """Open in the end, whatever happens: the interpreter waits for threads that wait for it."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 def test_short_work_is_done_here_and_long_work_elsewhere() -> None:
@@ -31,7 +38,8 @@ def test_short_work_is_done_here_and_long_work_elsewhere() -> None:
         assert (await work.run_rendering(10, thread_name)).startswith("roseinfer-brief-work")
         assert (await work.run_rendering(LARGE, thread_name)).startswith("roseinfer-short-work")
         assert await work.run_reply(MAX_INLINE_CHARS, thread_name) == here
-        assert (await work.run_reply(LARGE, thread_name)).startswith("roseinfer-short-work")
+        assert (await work.run_reply(LARGE, thread_name)).startswith("roseinfer-short-reply")
+        assert (await work.run_reply(MAX_SHORT_CHARS + 1, thread_name)).startswith("roseinfer-long-reply")
 
     asyncio.run(main())
 
@@ -159,5 +167,55 @@ def test_what_is_rather_short_does_not_wait_for_what_is_long(gate: threading.Eve
         assert await asyncio.wait_for(work.run(MAX_SHORT_CHARS, thread_name), 5)
         gate.set()
         await asyncio.gather(*texts)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [LARGE, MAX_SHORT_CHARS + 1])
+def test_texts_and_replies_do_not_wait_for_each_other(gate: threading.Event, size: int) -> None:
+    async def main() -> None:
+        for one, other in ((LongWork.run, LongWork.run_reply), (LongWork.run_reply, LongWork.run)):
+            work = LongWork()
+            waiting = asyncio.create_task(one(work, size, gate.wait))
+            await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(other(work, size, thread_name), 5)
+            assert not waiting.done()
+            gate.set()
+            await waiting
+            gate.clear()
+
+    asyncio.run(main())
+
+
+class Load:
+    """Something that work refers to."""
+
+    is_used = False
+
+    def use(self) -> None:
+        Load.is_used = True
+
+
+@pytest.mark.parametrize("run", [LongWork.run, LongWork.run_reply])
+def test_work_that_nobody_waits_for_is_forgotten_before_its_turn(
+    gate: threading.Event, run: Callable[..., Coroutine[Any, Any, Any]]
+) -> None:
+    async def main() -> None:
+        work, load = LongWork(), Load()
+        held = weakref.ref(load)
+        running = asyncio.create_task(run(work, LARGE, gate.wait))
+        waiting = asyncio.create_task(run(work, LARGE, load.use))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        del waiting, load
+        gc.collect()
+        assert held() is None
+        assert not running.done()
+        gate.set()
+        await running
+        assert await run(work, LARGE, thread_name)
+        assert not Load.is_used
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import numbers
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +27,16 @@ MAX_TEXT = 256  # characters of whatever a caller chose
 MAX_ITEMS = 16
 MAX_ERROR_BODY = 4096
 
-_encode_fast = msgspec.json.Encoder(enc_hook=str).encode
-_encode_ascii = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+def _plain(value: object) -> int | float | str:
+    """For what no encoder knows: a number, NumPy's too, stays one."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else str(value)
+
+
+_encode_fast = msgspec.json.Encoder(enc_hook=_plain).encode
+_encode_ascii = json.JSONEncoder(separators=(",", ":"), default=_plain).encode
 
 
 @dataclass(slots=True)
@@ -72,10 +81,13 @@ class Exchange:
             self.status = 500 if has_failed or self.error else CLIENT_CLOSED_REQUEST
 
 
+Listener = Callable[[Exchange], None]
+
+
 class AccessLogMiddleware:
     """The outermost: it sees what the caller sees. `listeners` are told of each request; `write` logs it."""
 
-    def __init__(self, app: ASGIApp, listeners: Sequence[Callable[[Exchange], None]]) -> None:
+    def __init__(self, app: ASGIApp, listeners: Sequence[Listener]) -> None:
         self.app = app
         self._listeners = listeners
 

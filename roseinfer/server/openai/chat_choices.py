@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from roseinfer.generation import Generation
+from roseinfer.server.json_pieces import encode_json
 from roseinfer.server.openai.chunks import Chunks
 from roseinfer.server.openai.logprobs import chat_logprobs
 from roseinfer.server.schemas.chat import ChatRequest
-from roseinfer.server.sse import encode_json
 from roseinfer.text.chat_events import ChatEvent, ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
 from roseinfer.text.chat_output import ChatOutput
 from roseinfer.text.output_text import TextDelta, TokenInfo

@@ -12,6 +12,7 @@ from roseinfer.engine.checks import check_prompt_logprobs
 from roseinfer.generation import Generation
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.server.dependencies import check_room, engine_of, long_work_of, tenant_of
+from roseinfer.server.json_pieces import encode_json
 from roseinfer.server.openai.accounting import renamed
 from roseinfer.server.openai.chunks import Chunks, reply_fields, reply_head
 from roseinfer.server.openai.completion_choices import CompletionChoices
@@ -25,7 +26,6 @@ from roseinfer.server.openai.sampling import (
     text_options,
 )
 from roseinfer.server.schemas.completions import CompletionRequest
-from roseinfer.server.sse import encode_json
 from roseinfer.server.whole import sized_reply
 from roseinfer.text.output_text import TextDelta
 

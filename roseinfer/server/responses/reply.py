@@ -77,12 +77,17 @@ def usage_fields(num_prompt_tokens: int, num_cached_tokens: int, num_output_toke
 
 
 class ResponseWriter:
-    """Writes one response, whole or as events; `response` is what there is of it so far."""
+    """Writes one response, whole or as events; `response` is what there is of it so far.
+
+    A failure may come while another thread writes events that will not be sent. It follows what was sent.
+    """
 
     def __init__(self, response: Fields) -> None:
-        self.response = response
+        self.response = dict(response)
+        self._empty = response
         self._output = ResponseOutput()
         self._num_events = 0
+        self._num_sent = 0, 0  # events, and items that are closed
 
     def begin(self) -> Iterator[Fields]:
         """The events that come before everything else."""
@@ -104,19 +109,27 @@ class ResponseWriter:
 
     def end(self, usage: Fields, *, is_cut: bool) -> Iterator[Fields]:
         """The last event, with the whole response."""
-        details = {"reason": "max_output_tokens"} if is_cut else None
-        self._settle("incomplete" if is_cut else "completed", usage=usage, incomplete_details=details)
+        fields: Fields
+        if is_cut:
+            fields = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+        else:
+            fields = {"status": "completed", "completed_at": int(time.time())}
+        self.response.update(fields, usage=usage)
         yield from self._numbered([self._state(self.response["status"])])
 
-    def fail(self, code: str, message: str) -> Iterator[Fields]:
-        """The last event of an answer that went wrong on the way."""
-        self._settle("failed", error={"code": code, "message": message}, output=self._output.items)
-        yield from self._numbered([self._state("failed")])
+    def mark_sent(self) -> None:
+        """To be called when all events so far were sent, and nobody writes any."""
+        self._num_sent = self._num_events, len(self._output.items)
 
-    def _settle(self, status: str, **fields: Any) -> None:
-        self.response.update(fields, status=status)
-        if status == "completed":
-            self.response["completed_at"] = int(time.time())
+    def fail(self, code: str, message: str) -> Fields:
+        """The last event of an answer that went wrong on the way, behind the events that were sent."""
+        num_events, num_items = self._num_sent
+        end = {
+            "status": "failed",
+            "error": {"code": code, "message": message},
+            "output": self._output.items[:num_items],
+        }
+        return {"type": "response.failed", "response": {**self._empty, **end}, "sequence_number": num_events}
 
     def _state(self, name: str) -> Fields:
         return {"type": f"response.{name}", "response": dict(self.response)}

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from roseinfer.core.errors import InvalidRequestError, RoseinferError
 from roseinfer.generation import Generation
 from roseinfer.server.dependencies import check_room, engine_of, long_work_of, tenant_of
+from roseinfer.server.json_pieces import encode_json
 from roseinfer.server.openai.accounting import timings
 from roseinfer.server.openai.chats import ChatJob
 from roseinfer.server.openai.logprobs import chat_entry
@@ -20,7 +21,7 @@ from roseinfer.server.openai.running import num_logprobs, stream_steps
 from roseinfer.server.responses.reply import ResponseWriter, new_response, usage_fields
 from roseinfer.server.responses.request import NAMES, chat_fields
 from roseinfer.server.schemas.responses import ResponseRequest
-from roseinfer.server.sse import EventStream, encode_json, foreseen, named_event
+from roseinfer.server.sse import EventStream, foreseen, named_event
 from roseinfer.server.translation import prepare_as_chat
 from roseinfer.server.whole import sized_reply
 from roseinfer.text.chat_events import ChatEvent, ContentDelta
@@ -55,6 +56,7 @@ async def _events(answer: Answer, job: ChatJob, request: Request) -> AsyncGenera
     async with aclosing(stream_steps(job, request, answer.write, lambda: b"")) as steps:
         async for events in steps:
             yield events
+            answer.writer.mark_sent()  # whoever takes the events goes on when they are sent
     yield await long_work_of(request).run_reply(answer.size, answer.end, tenant_of(request))
 
 
@@ -110,9 +112,9 @@ class Answer:
         return [*events, *self.writer.end(usage, is_cut=self._is_cut)]
 
     def fail(self, error: Exception) -> bytes:
-        """The last event of an answer that went wrong."""
+        """The last event of an answer that went wrong, also while a thread writes what nobody waits for any more."""
         known = foreseen(error)
-        return _encode(self.writer.fail(failure_code(known), str(known)))
+        return named_event(self.writer.fail(failure_code(known), str(known)))
 
 
 def failure_code(error: RoseinferError) -> str:

@@ -11,11 +11,11 @@ from roseinfer.core.errors import InvalidRequestError
 from roseinfer.inference_engine import InferenceEngine
 from roseinfer.server.dependencies import engine_of, long_work_of, tenant_of
 from roseinfer.server.documentation import examples
+from roseinfer.server.json_pieces import encode_json
 from roseinfer.server.openai.chat_prompt import render, template_of
 from roseinfer.server.openai.models import check_model
 from roseinfer.server.schemas.base import RequestBody
 from roseinfer.server.schemas.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
-from roseinfer.server.sse import encode_json
 from roseinfer.server.timed_route import TimedRoute
 from roseinfer.server.whole import json_reply
 from roseinfer.text.token_info import describe_token
