@@ -22,8 +22,7 @@ async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     task of its own, so that a token resumes it alone and not the two dozen frames of routing and middleware.
     """
     worker = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(receive))
-    watcher.add_done_callback(lambda _: worker.cancel())
+    watcher = asyncio.create_task(_cancel_when_gone(receive, worker))
     try:
         return await worker
     except asyncio.CancelledError:
@@ -34,6 +33,10 @@ async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) ->
         watcher.cancel()
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _cancel_when_gone(receive: Receive, worker: asyncio.Task[T]) -> None:
+    """At once: who waits for the caller to read is let go by the same event, and would go on for nobody."""
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    finally:
+        worker.cancel()

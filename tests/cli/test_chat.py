@@ -301,7 +301,7 @@ class PseudoTerminal:
     def __init__(self, environment: dict[str, str]) -> None:
         self._file, other = pty.openpty()
         streams = {"stdin": other, "stdout": other, "stderr": other, "start_new_session": True}
-        self.process = start({**environment, "TERM": "xterm", "STEP_SECONDS": "0.03"}, "--max-tokens", "300", **streams)
+        self.process = start({**environment, "TERM": "xterm", "STEP_SECONDS": "0.2"}, "--max-tokens", "300", **streams)
         os.close(other)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.shown = ""
