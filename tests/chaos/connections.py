@@ -55,7 +55,7 @@ def _result(alone: Stream, streams: Sequence[Stream], seconds: float, memory: Me
         "refusal p99, ms": round(percentile([seconds_of(stream) for stream in refused], 99) * 1e3, 1),
         "first token p50, s": round(percentile(first_tokens, 50), 2),
         "first token p99, s": round(percentile(first_tokens, 99), 2),
-        "RssAnon growth, MiB": round(memory.growth(), 1),
+        "memory growth, MiB": round(memory.growth(), 1),
     }
     passed = is_whole(alone) and bool(whole) and not broken and not num_different
     return Result("R6", "streaming connections at once", figures, passed, describe(broken))

@@ -34,7 +34,7 @@ class Round:
     seconds: float
     num_tokens: float | None  # of prompts and answers
     num_preemptions: float | None
-    growth: float  # MiB of RssAnon
+    growth: float  # MiB of memory
 
 
 def run(settings: Settings, scale: Scale) -> Result:
@@ -91,7 +91,7 @@ def _result(roomy: Round, tight: Round, num_blocks: int) -> Result:
         "preemptions with room": _told(roomy.num_preemptions),
         "seconds": round(tight.seconds, 2),
         "seconds with room": round(roomy.seconds, 2),
-        "RssAnon growth, MiB": round(tight.growth, 1),
+        "memory growth, MiB": round(tight.growth, 1),
     }
     is_tight = bool(tight.num_preemptions) and not roomy.num_preemptions
     return Result(

@@ -16,7 +16,7 @@ SAMPLE_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of RssAnon at one time."""
+    """Bytes of RssAnon and RssShmem at one time."""
 
     time: float  # of `time.perf_counter`
     server: int  # the process that answers HTTP

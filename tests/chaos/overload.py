@@ -35,7 +35,7 @@ HAS_PEER = True
 FACTOR = 10
 REFUSAL_SECONDS = 0.020
 GOODPUT_SHARE = 0.95
-MAX_SLOPE = 8.0  # MiB of RssAnon per minute
+MAX_SLOPE = 8.0  # MiB of memory per minute
 RETRY_FACTOR = 3.0  # by which Retry-After may miss the wait that the queue means
 TICK_SECONDS = 0.1
 MAX_RESENT = 5  # a connection may end by its age just when it is used
@@ -238,7 +238,7 @@ def _result(
         "Retry-After p50, s": percentile(advice, 50),
         "queue drains in, s": round(drain_seconds, 1),
         "answer p99, s": round(percentile([seconds_of(stream) for stream in whole], 99), 2),
-        "RssAnon slope, MiB/min": round(slope, 1),
+        "memory slope, MiB/min": round(slope, 1),
     }
     passed = (
         bool(waits)

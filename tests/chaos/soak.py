@@ -77,7 +77,7 @@ class Soak:
     num_done: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    memory: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # process → (requests, bytes of RssAnon)
+    memory: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # process → (requests, bytes)
 
     async def send(self, client: HttpClient, requests: Iterator[SoakRequest], sample_every: int) -> None:
         async def work() -> None:
@@ -209,7 +209,7 @@ def _result(soak: Soak, before: Rest, after: Rest, rate: float, max_slope: float
         "kinds": len(soak.kinds),
         "requests/s": round(rate, 1),
         "wrong replies": soak.faults.total(),
-        **{f"RssAnon of {name}, MiB per 10,000": round(value, 2) for name, value in slopes.items()},
+        **{f"memory of {name}, MiB per 10,000": round(value, 2) for name, value in slopes.items()},
         **_growth(before, after),
         "KV cache in use": after.in_use["kv_cache_usage_perc"],
     }

@@ -66,7 +66,7 @@ def test_slow_callers_are_hung_up_on(settings: Settings) -> None:
     assert result.figures["head-drippers hung up on"] == result.figures["head-drippers"] == 60
     limit = slow_clients.HEAD_SECONDS + slow_clients.LATE_SECONDS
     assert slow_clients.HEAD_SECONDS - 1 < float(result.figures["last head-dripper after, s"]) <= limit
-    assert float(result.figures["RssAnon growth, MiB"]) <= slow_clients.MAX_GROWTH
+    assert float(result.figures["memory growth, MiB"]) <= slow_clients.MAX_GROWTH
     assert 0 < float(result.figures["drippers to none"]) < 4
     assert 0 < float(result.figures["non-readers to readers"]) < 4
 
