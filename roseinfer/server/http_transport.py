@@ -48,16 +48,14 @@ class ReplyTransport:
             self._head = data
             self._loop.call_soon(self._flush)
             return
-        self._num_written += len(data)
-        self._transport.write(data)
+        self._send(data)
 
     def write_reply(self, data: bytes) -> None:
         """A reply that is whole."""
         if self.half_closed_at is not None:
             return
         self._flush()
-        self._num_written += len(data)
-        self._transport.write(data)
+        self._send(data)
 
     def is_closing(self) -> bool:
         return self.half_closed_at is not None or self._transport.is_closing()
@@ -98,9 +96,12 @@ class ReplyTransport:
 
     def _flush(self) -> None:
         if self._head:
-            self._num_written += len(self._head)
-            self._transport.write(self._head)
+            self._send(self._head)
             self._head = b""
+
+    def _send(self, data: bytes) -> None:
+        self._num_written += len(data)
+        self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
