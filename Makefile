@@ -10,7 +10,7 @@ SANITIZED_TESTS := tests/backends/native --deselect \
     tests/backends/native/test_regressions.py::test_a_worker_without_memory_fails_the_call_only
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve test check bench chaos soak fuzz sanitize format clean
+.PHONY: serve test check bench bench-cuda chaos soak fuzz sanitize format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/roseinfer serve $(MODEL) --port $(PORT)
@@ -42,6 +42,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.growth $(MODEL) --json $(FIGURES)/growth.json
 	$(BIN)/python -m benchmarks.plots --kernels $(FIGURES)/kernels.json --growth $(FIGURES)/growth.json --out docs
 	$(BIN)/roseinfer bench $(MODEL)
+
+# On a machine with a GPU: the CUDA backend against the card's limits and against transformers.
+bench-cuda: $(VENV)/.test
+	$(BIN)/python -m benchmarks.cuda --json $(FIGURES)/cuda.json $(BENCH_ARGS)
 
 # What has to hold when engines die, hang, starve or are attacked, at full scale; `make test` runs a small one.
 chaos: $(VENV)/.test

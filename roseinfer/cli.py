@@ -273,7 +273,7 @@ def list_models(config: Config) -> None:
 
 
 @app.command()
-@with_settings("cache_dir", "threads", "isa")
+@with_settings("cache_dir", "device", "threads", "isa")
 def doctor(config: Config) -> None:
     """Show what this machine offers to roseinfer."""
     from roseinfer.report import machine_report

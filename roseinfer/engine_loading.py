@@ -74,9 +74,9 @@ def load_in_process(
 
 def _find_model(config: Config, say: Say | None) -> Path:
     from roseinfer.catalog import resolve_model
-    from roseinfer.engine.device import check_device
+    from roseinfer.engine.device import choose_backend
 
-    check_device(config.device)
+    choose_backend(config.device)  # what cannot be served from is told before a download
     return resolve_model(config.model, config.models_dir, say)
 
 
@@ -95,6 +95,7 @@ def _load_command(config: Config, path: Path) -> LoadModel:
         path=os.fsencode(path.absolute()),
         device=config.device,
         dtype=config.dtype,
+        weight_dtype=config.weight_dtype,
         kv_dtype=config.kv_dtype,
         num_threads=config.threads,
         isa=config.isa,
@@ -103,6 +104,7 @@ def _load_command(config: Config, path: Path) -> LoadModel:
         max_running=config.max_running,
         kv_cache_memory=config.kv_cache_memory,
         prefix_cache=config.prefix_cache,
+        fast=config.fast,
         max_pending_grammars=config.max_running + config.max_queue,  # a full queue of requests can have one each
         grammar_seconds=config.grammar_timeout,
         log_level=logging.getLogger("roseinfer").getEffectiveLevel(),

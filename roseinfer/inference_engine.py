@@ -95,7 +95,7 @@ class InferenceEngine:
     Args:
         checkpoint_path: a .gguf file, a safetensors folder, a torch file, a catalogue name or a hub id.
         tokenizer_name: a tokenizer.json, a folder, a .gguf file or a hub id; None = the checkpoint's own.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; auto is the GPU if there is one and roseinfer[cuda] is installed.
         use_amp: False computes in float32.
         bf16: True computes in bfloat16, unless `use_amp` is off.
         engine_process: True computes in a process of its own, which is started anew if it dies.

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import roseinfer
 from roseinfer.catalog import ENTRIES, cached_path
 from roseinfer.core.config import Config
+from roseinfer.core.errors import DeviceError
 from roseinfer.core.machine import usable_cores, usable_memory
 
-LIBRARIES = ("numpy", "tokenizers", "fastapi", "uvicorn", "pydantic", "msgspec", "huggingface-hub", "torch")
+LIBRARIES = ("numpy", "tokenizers", "fastapi", "uvicorn", "pydantic", "msgspec", "huggingface-hub", "torch", "triton")
+NVIDIA = Path("/proc/driver/nvidia")  # what the kernel's module says of itself and of the GPUs
 
 
 def format_size(num_bytes: float) -> str:
@@ -28,8 +31,9 @@ def format_size(num_bytes: float) -> str:
 
 
 def format_memory(memory: Mapping[str, int]) -> str:
-    """`{"kv_cache": 1048576}` → `KV cache 1.0 MiB`."""
-    return ", ".join(f"{use.replace('kv_cache', 'KV cache')} {format_size(size)}" for use, size in memory.items())
+    """`{"kv_cache": 1048576}` → `KV cache up to 1.0 MiB`: it takes what is used."""
+    names = {"kv_cache": "KV cache up to"}
+    return ", ".join(f"{names.get(use, use)} {format_size(size)}" for use, size in memory.items())
 
 
 def model_report(config: Config, say: Callable[[str], None] | None = None) -> str:
@@ -46,7 +50,8 @@ def model_report(config: Config, say: Callable[[str], None] | None = None) -> st
             ("parameters", f"{info.num_parameters / 1e6:,.1f} M"),
             ("vocabulary", f"{info.vocab_size:,} tokens"),
             ("context", f"{info.max_model_len:,} tokens"),
-            ("kernels", info.isa),
+            ("device", info.device),
+            *([("kernels", info.isa)] if info.isa else []),
             ("memory", format_memory(info.memory)),
         ]
     return _two_columns(facts)
@@ -68,6 +73,9 @@ def machine_report(config: Config) -> str:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("cpu", _cpu_name()),
         *_kernels(config.isa),
+        ("gpu", _gpus()),
+        ("gpu driver", _driver()),
+        ("device", _device(config.device)),
         ("threads", f"{config.threads or usable_cores()} of {usable_cores()} cores"),
         ("memory", format_size(usable_memory())),
         ("cache", str(config.models_dir)),
@@ -94,6 +102,35 @@ def _kernels(isa: str) -> list[tuple[str, str]]:
         ("cpu features", ", ".join(features) or "none that we use"),
         ("kernels", f"{chosen} (here: {', '.join(available)})"),
     ]
+
+
+def _gpus() -> str:
+    """Names as the driver has them, which does not tell in a virtual machine of Windows."""
+    facts = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(NVIDIA.glob("gpus/*/information"))]
+    lines = [line.partition(":") for text in facts for line in text.splitlines()]
+    return ", ".join(value.strip() for name, _, value in lines if name == "Model") or "none that the system shows"
+
+
+def _driver() -> str:
+    from roseinfer.engine.device import has_driver
+
+    try:
+        version = (NVIDIA / "version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "NVIDIA" if has_driver() else "none"
+    number = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", version)
+    return f"NVIDIA {number[0]}" if number else "NVIDIA"
+
+
+def _device(device: str) -> str:
+    """Where a model would run with these settings."""
+    from roseinfer.engine.device import choose_backend
+
+    try:
+        chosen = {"native": "cpu"}.get(backend := choose_backend(device), backend)
+    except DeviceError as error:
+        return str(error)
+    return f"{chosen} (auto)" if device == "auto" else chosen
 
 
 def _cpu_name() -> str:

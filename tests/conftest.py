@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# Read when triton is first imported, which transformers may do too: kernels for GPUs run on the CPU here.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
+
 if TYPE_CHECKING:
     from tests.tiny_models import TinyModel
 

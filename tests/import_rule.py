@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = "roseinfer"
 
-_COMPUTE = {"quant", "checkpoints", "graph", "models", "backends", "backends.native", "backends.torch"}
+_COMPUTE = {"quant", "checkpoints", "graph", "models", "backends", "backends.native", "backends.torch", "backends.cuda"}
 _CONTROL = {"cache", "scheduler", "constraints"}
 _BELOW_DOORS = {"core", "text", "engine", "catalog", "loading_bar"} | _COMPUTE | _CONTROL
 
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"core", "quant", "checkpoints", "graph"},
     "backends.native": {"core", "quant", "checkpoints", "graph", "backends"},
     "backends.torch": {"core", "quant", "checkpoints", "graph", "backends"},
+    "backends.cuda": {"core", "quant", "checkpoints", "graph", "backends"},
     "cache": {"core"},
     "constraints": {"core"},
     "scheduler": {"core", "cache"},
@@ -50,8 +51,8 @@ SANCTIONED = {("roseinfer.engine", "inference_engine")}
 
 # Libraries that only these parts may import; () = none may.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "torch": ("backends.torch",),
-    "triton": ("backends.torch",),
+    "torch": ("backends.torch", "backends.cuda"),
+    "triton": ("backends.cuda",),
     "fastapi": ("server",),
     "starlette": ("server",),
     "uvicorn": ("server",),

@@ -24,7 +24,7 @@ def load(**flags: object) -> Config:
 def test_defaults() -> None:
     config = load()
     assert (config.model, config.host, config.port) == ("smollm2-135m", "127.0.0.1", 8000)
-    assert (config.max_running, config.max_batch_tokens, config.max_queue) == (64, 512, 256)
+    assert (config.max_running, config.max_batch_tokens, config.max_queue) == (64, None, 256)
     assert config.prefix_cache
     assert config.kv_cache_memory is None
 
@@ -97,6 +97,9 @@ def test_missing_named_file() -> None:
         ("isa", "AVX2"),
         ("threads", "many"),
         ("max_model_len", "0"),
+        ("max_batch_tokens", "0"),
+        ("weight_dtype", "int4"),
+        ("fast", "very"),
         ("max_running", "0"),
         ("seed", "-1"),
         ("seed", str(2**63)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from roseinfer.core.errors import DeviceError, InvalidRequestError
 from roseinfer.engine import InferenceEngine
+from roseinfer.engine.device import has_driver
 from roseinfer.server import create_app
 from tests.tiny_models import TinyModel
 
@@ -89,13 +91,41 @@ def test_inspect_tells_what_a_model_takes(model: TinyModel, tokenizer: Path) -> 
     command = [sys.executable, "-m", "roseinfer", "inspect", str(model.path), "--tokenizer", str(tokenizer)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for said in ["architecture  gpt2", "container     torch_file", "weights ", "KV cache ", "activations "]:
+    for said in [
+        "architecture  gpt2",
+        "container     torch_file",
+        "device        cpu",
+        "KV cache up to ",
+        "activations ",
+    ]:
         assert said in done.stdout
 
 
-def test_no_cuda_is_one_clear_error(model: TinyModel, tokenizer: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("there is CUDA")
+@pytest.mark.skipif(has_driver(), reason="there is a GPU driver")
+def test_no_cuda_is_one_clear_error(model: TinyModel, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(DeviceError, match="--device cpu"):
         InferenceEngine(str(model.path), str(tokenizer), device="cuda")
+
+
+@pytest.mark.skipif(has_driver(), reason="there is a GPU driver")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["roseinfer.server", "--device", "cuda", "--bf16", "--host", "127.0.0.1", "--checkpoint-path"],
+        ["roseinfer.server", "--device", "cuda", "--no-amp", "--host", "127.0.0.1", "--checkpoint-path"],
+        ["roseinfer", "serve", "--device", "cuda"],
+    ],
+    ids=["bf16", "no-amp", "serve"],
+)
+def test_no_cuda_is_one_line_of_the_command(command: list[str], tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environ["XDG_CACHE_HOME"] = str(tmp_path)  # where nothing is: a model would have to be fetched
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "smollm2-135m"], capture_output=True, text=True, timeout=60, env=environ
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: device cuda: ")
+    assert done.stderr.endswith("or use --device cpu\n")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

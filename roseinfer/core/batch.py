@@ -28,6 +28,9 @@ class ForwardInputs:
     Row r owns tokens `row_offsets[r]:row_offsets[r+1]`, at consecutive positions; its keys and values at
     position p live in block `block_tables[r, p // block_size]`, slot `p % block_size`. A token attends to all
     positions of its row up to its own, also those computed in earlier steps.
+
+    Where steps are launched ahead (`LookaheadProgram`), the token id -1 - i stands for whatever sampled row i of the
+    launch before this one got, which only the device knows by then.
     """
 
     token_ids: Int32Array  # [T]

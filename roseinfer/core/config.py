@@ -2,7 +2,7 @@
 
 A field of `Config` is the declaration. `max_model_len` is `--max-model-len` on the command line,
 `ROSEINFER_MAX_MODEL_LEN` in the environment and `max_model_len` in `roseinfer.toml`. A flag wins over the
-environment, the environment over the file, the file over the default. Nothing else reads the environment.
+environment, the environment over the file, the file over the default. Nothing else reads these variables.
 """
 
 from __future__ import annotations
@@ -149,15 +149,29 @@ class Config:
         "~/.cache/roseinfer", path(), "model", "Where fetched models are kept. [default: ~/.cache/roseinfer]"
     )
 
-    device: str = _setting("auto", choice("auto", "cpu", "cuda"), "engine", "Where the model runs.")
+    device: str = _setting(
+        "auto",
+        choice("auto", "cpu", "cuda"),
+        "engine",
+        "Where the model runs; auto = on the GPU if there is one and roseinfer[cuda] is installed.",
+    )
     dtype: str = _setting(
         "auto",
         choice("auto", "float32", "bfloat16", "float16"),
         "engine",
         "Precision of activations and unquantised weights.",
     )
+    weight_dtype: str = _setting(
+        "auto",
+        choice("auto", "fp8"),
+        "engine",
+        "fp8 holds unquantised matrices in 8 bits (GPU only).",
+    )
     kv_dtype: str = _setting(
-        "auto", choice("auto", "float16", "bfloat16", "float32", "q8"), "engine", "Precision of the KV cache."
+        "auto",
+        choice("auto", "float16", "bfloat16", "float32", "q8"),
+        "engine",
+        "Precision of the KV cache; q8 on the CPU only.",
     )
     threads: int = _setting(0, integer(0, 1024), "engine", "CPU threads that compute; 0 = one per core.")
     isa: str = _setting(
@@ -169,12 +183,23 @@ class Config:
     max_model_len: int | None = _setting(
         None, auto_or(integer(1)), "engine", "Longest prompt plus answer, in tokens. [default: the model's]"
     )
-    max_batch_tokens: int = _setting(512, integer(1, 1 << 20), "engine", "Most tokens that one step computes.")
+    max_batch_tokens: int | None = _setting(
+        None,
+        auto_or(integer(1, 1 << 20)),
+        "engine",
+        "Most tokens that one step computes. [default: 512 on the CPU, 4096 on a GPU]",
+    )
     max_running: int = _setting(64, integer(1, 1 << 16), "engine", "Most requests that are computed together.")
     kv_cache_memory: int | None = _setting(
         None, auto_or(size()), "engine", 'Memory for the KV cache: bytes or "1GiB". [default: chosen from the model]'
     )
     prefix_cache: bool = _setting(True, switch(), "engine", "Reuse the KV blocks of prompts that begin alike.")
+    fast: bool = _setting(
+        False,
+        switch(),
+        "engine",
+        "Let answers depend on what is computed beside them, where that is faster (GPU only, no effect on the CPU).",
+    )
     seed: int | None = _setting(
         None,
         auto_or(integer(0, SEED.most)),

@@ -2,6 +2,9 @@
 
 There is no phase and no status: a request runs while it holds blocks, and what a step has to do for it is the
 difference between `num_tokens` and `num_computed_tokens`.
+
+While a step is under way that samples a request's next token, a placeholder stands for it at the end of `token_ids`, a
+negative number. The request is then as far as it will be: with that token, and with what the step computes.
 """
 
 from __future__ import annotations

@@ -1,31 +1,26 @@
-"""The step loop: the one place where scheduler and program meet.
+"""Requests come in, step after step is computed, outputs go out.
 
 Faults stay where they happen. A request is checked at the door once more, whatever the client did, because a
-wrong id would index a table in a kernel. A step that raises is computed again row by row: rows do not depend
-on each other and only write blocks of their own, so the others go on exactly and the culprit ends alone.
+wrong id would index a table in a kernel. A step that fails is computed again, see `steps`.
 
-A grammar is compiled before its request goes to the scheduler, and its masks are filled while the program computes:
-what it allows depends on the tokens accepted so far, which a step does not change before it has sampled.
+A grammar is compiled before its request goes to the scheduler.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from roseinfer.backends import Program
-from roseinfer.core.batch import SampleOutput
+from roseinfer.backends import LookaheadProgram, Program
 from roseinfer.core.errors import InvalidRequestError
 from roseinfer.core.messages import AddRequest, EngineStats, StepOutput, TokenOutput
 from roseinfer.core.request import Request
 from roseinfer.engine.checks import check_request
-from roseinfer.engine.mask_worker import MaskWorker
+from roseinfer.engine.lookahead import LookaheadSteps
 from roseinfer.engine.pending_grammars import PendingGrammars, start_constraint
-from roseinfer.scheduler.batch import Batch, SamplingTable
+from roseinfer.engine.steps import Steps
 from roseinfer.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -33,9 +28,6 @@ if TYPE_CHECKING:
     from roseinfer.core.batch import UInt64Array
 
 logger = logging.getLogger(__name__)
-
-_NOTHING_SAMPLED = SampleOutput(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
-_NO_FAILURES: Mapping[Request, Exception] = {}
 
 
 class Engine:
@@ -58,8 +50,7 @@ class Engine:
         self._scheduler = scheduler
         self._grammars = grammars
         self._pending = PendingGrammars(grammars, lambda: self.on_ready())
-        self._sampling = SamplingTable(program.vocab_size)
-        self._masks = MaskWorker(self._count_progress)
+        self._steps = _make_steps(program, scheduler, self._count_progress)
         self._progress_counter = progress_counter
         self._outputs: list[TokenOutput] = []  # for the next step: of requests that ended between two steps
         self._arrivals = itertools.count()
@@ -67,7 +58,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._outputs) or self._scheduler.has_work or self._pending.has_ready
+        has_requests = self._scheduler.has_work or self._pending.has_ready
+        return has_requests or bool(self._outputs) or self._steps.is_under_way
 
     @property
     def max_model_len(self) -> int:
@@ -107,13 +99,13 @@ class Engine:
         self._put(self._scheduler.abort(request_id))
 
     def step(self) -> StepOutput:
-        """Computes one step, if there is anything to compute, and says what it brought."""
+        """Computes one step, or launches it and collects the one before; says what was brought, if anything was."""
         self._start_compiled()
         outputs, self._outputs = self._outputs, []
         batch = self._scheduler.schedule()
-        if batch:
-            outputs += self._run(batch)
-            self._num_steps += 1
+        if batch or self._steps.is_under_way:
+            outputs += self._steps.run(batch)
+            self._num_steps += bool(batch)
         elif (stuck := self._scheduler.fail_stuck()) is not None:
             outputs.append(stuck)
         return StepOutput(outputs)
@@ -134,7 +126,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees the model's memory and ends the helpers' threads; nothing can be computed any more."""
-        self._masks.close()
+        self._steps.close()
         if self._grammars is not None:
             self._grammars.close()
         self._program.close()
@@ -156,31 +148,10 @@ class Engine:
         if self._progress_counter is not None:
             self._progress_counter[0] += 1
 
-    def _run(self, batch: Batch) -> list[TokenOutput]:
-        try:
-            results = self._compute(batch)
-        except Exception as error:
-            if len(batch.rows) > 1:
-                logger.warning("a step of %d rows failed (%s), trying them one by one", len(batch.rows), error)
-                return [output for row in batch.rows for output in self._run(Batch([row]))]
-            request = batch.rows[0].request
-            logger.exception("request %s failed", request.request_id)
-            return [self._scheduler.fail(request, error)]
-        return self._scheduler.update(batch, *results)
 
-    def _compute(self, batch: Batch) -> tuple[SampleOutput, SampleOutput | None, Mapping[Request, Exception]]:
-        """Samples, scores, and the requests whose mask could not be filled."""
-        # All inputs before the forward, which leaves cold caches behind.
-        forward_inputs = batch.forward_inputs()
-        sampling_inputs = self._sampling.inputs(batch.sampled_requests, batch.sample_rows())
-        score_inputs = batch.score_inputs()
-        filling = self._masks.start(batch.sampled_requests, sampling_inputs.edits)
-        try:
-            self._program.forward(forward_inputs)
-        finally:  # whatever comes next may ask the constraints again
-            failures = filling.result() if filling else _NO_FAILURES
-        samples = self._program.sample(sampling_inputs) if batch.sampled_requests else _NOTHING_SAMPLED
-        return samples, self._program.score(score_inputs) if score_inputs else None, failures
+def _make_steps(program: Program, scheduler: Scheduler, on_mask: Callable[[], None]) -> Steps | LookaheadSteps:
+    steps = Steps(program, scheduler, on_mask)
+    return LookaheadSteps(program, scheduler, steps) if isinstance(program, LookaheadProgram) else steps
 
 
 def _refusal(request_id: str, error: Exception) -> TokenOutput:

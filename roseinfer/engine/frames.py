@@ -36,14 +36,16 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load"):
     path: bytes
     device: str
     dtype: str
+    weight_dtype: str
     kv_dtype: str
     num_threads: int
     isa: str
     max_model_len: int | None
-    max_batch_tokens: int
+    max_batch_tokens: int | None
     max_running: int
     kv_cache_memory: int | None
     prefix_cache: bool
+    fast: bool
     max_pending_grammars: int
     grammar_seconds: float
     log_level: int

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import roseinfer
-from roseinfer.backends import KvFile, Program, ProgramOptions, Progress, compile_program
-from roseinfer.backends.native.compiler import fastest_kv_dtype, kv_block_bytes
-from roseinfer.cache.block_pool import BlockPool
+from roseinfer.backends import Backend, KvFile, Program, ProgramOptions, Progress, backend_module
+from roseinfer.cache.block_pool import BlockPool, Reserve
 from roseinfer.cache.kept_blocks import KeptBlocks
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.checkpoints import Checkpoint
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.batch import UInt64Array
 from roseinfer.core.errors import ConfigError
-from roseinfer.core.machine import usable_memory
-from roseinfer.engine.device import check_device
+from roseinfer.engine.device import choose_backend
 from roseinfer.engine.engine import Engine
 from roseinfer.engine.model_info import ModelInfo
 from roseinfer.models import Model, load_model
@@ -37,7 +35,6 @@ DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_r
 NUM_SCORE_ROWS = 32  # rows of logits for prompts' logprobs, beside those that running requests sample from
 DIGESTED_BYTES = 64  # at each end of a tensor
 MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
-MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
 Wrap = Callable[[Program], Program]
 
@@ -51,14 +48,16 @@ def build_engine(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    weight_dtype: str = "auto",
     kv_dtype: str = "auto",
     num_threads: int = 0,
     isa: str = "auto",
     max_model_len: int | None = None,
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int | None = None,
     max_running: int = 64,
     kv_cache_memory: int | None = None,
     prefix_cache: bool = True,
+    fast: bool = False,
     grammars: GrammarCompiler | None = None,
     progress: Progress | None = None,
     progress_counter: UInt64Array | None = None,
@@ -68,23 +67,29 @@ def build_engine(
     """Loads the checkpoint's weights; it may be closed afterwards.
 
     `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests 512 tokens,
-    or one request the whole context, within a quarter of the machine's memory. Pages are committed when used.
-    `progress_counter` [1] is raised while kernels compute. `cache_fd` is a file in memory for the KV cache, with what
-    an engine before this one has left there. `wrap` may put a program of its own around the model's.
-    Raises ConfigError for settings that do not fit the model, CheckpointError for the model itself.
+    or one request the whole context, within what the backend allows. Memory is committed when it is used.
+    `max_batch_tokens`: None is the backend's default. `num_threads` and `isa` are the CPU's, `fast` is a GPU's.
+    `progress_counter` [1] is raised while kernels compute. `cache_fd` is a file in memory for the CPU's KV cache, with
+    what an engine before this one has left there. `wrap` may put a program of its own around the model's.
+    Raises ConfigError for settings that do not fit the model or the device, CheckpointError for the model itself.
     """
-    check_device(device)
+    backend_name = choose_backend(device)
+    backend = backend_module(backend_name)
     model = load_model(checkpoint)
-    kv_dtype = _kv_dtype(kv_dtype, dtype, isa)
+    max_batch_tokens = max_batch_tokens or backend.DEFAULT_BATCH_TOKENS
+    kv_dtype = backend.choose_kv_dtype(kv_dtype, dtype, isa, model.weights)
     context = _context(model, max_model_len)
-    block_bytes = kv_block_bytes(model.graph.attention_specs, kv_dtype)
-    num_blocks = _num_blocks(block_bytes, context, max_running, kv_cache_memory)
+    block_bytes = backend.kv_block_bytes(model.graph.attention_specs, kv_dtype)
+    if kv_cache_memory is None:
+        num_tokens = max(context, max_running * DEFAULT_TOKENS_PER_REQUEST)
+        kv_cache_memory = _automatic_memory(backend, model, -(-num_tokens // BLOCK_SIZE) * block_bytes, block_bytes)
+    num_blocks = _num_blocks(block_bytes, kv_cache_memory)
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
         need = -(-max_model_len // BLOCK_SIZE) * block_bytes
         raise ConfigError(f"max_model_len {max_model_len} needs a kv_cache_memory of at least {need} bytes")
     digest = model_digest(model)
     kept = None
-    if cache_fd is not None and prefix_cache:
+    if cache_fd is not None and prefix_cache and backend_name == "native":
         identity = f"{roseinfer.__version__} {digest} {dtype} {kv_dtype} {isa} {num_blocks} {block_bytes}"
         kept = _keep_blocks(cache_fd, identity, num_blocks, block_bytes)
     options = ProgramOptions(
@@ -93,16 +98,18 @@ def build_engine(
         max_logit_rows=min(max_running + NUM_SCORE_ROWS, max_batch_tokens),
         block_size=BLOCK_SIZE,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         kv_dtype=kv_dtype,
         num_threads=num_threads,
         isa=isa,
+        fast=fast,
         progress_counter=progress_counter,
         kv_file=KvFile(kept.fd, kept.offset) if kept else None,
     )
-    program = compile_program("native", model.graph, model.weights, options, _forgetting(checkpoint, progress))
+    program = backend.compile(model.graph, model.weights, options, _forgetting(checkpoint, progress))
     if kept:
         kept.close_file()
-    pool = BlockPool(num_blocks, BLOCK_SIZE, kept)
+    pool = BlockPool(num_blocks, BLOCK_SIZE, kept, _reserve_of(program))
     scheduler = Scheduler(
         block_pool=pool,
         prefix_cache=PrefixCache(pool) if prefix_cache else None,
@@ -125,10 +132,13 @@ def build_engine(
         vocab_size=model.graph.vocab_size,
         max_model_len=scheduler.max_model_len,
         eos_ids=tuple(i for i in model.eos_ids if i < model.graph.vocab_size),
-        memory=program.memory(),
+        memory={**program.memory(), "kv_cache": num_blocks * block_bytes},
+        device=str(getattr(program, "device_name", "cpu")),
         isa=str(getattr(program, "isa", "")),
         dtype=dtype,
+        weight_dtype=weight_dtype,
         kv_dtype=kv_dtype,
+        fast=fast,
         digest=digest,
     )
     return engine, info
@@ -185,12 +195,6 @@ def num_parameters(weights: Mapping[str, Tensor]) -> int:
     return sum(prod(tensor.shape) for tensor in weights.values())
 
 
-def _kv_dtype(kv_dtype: str, dtype: str, isa: str) -> str:
-    if kv_dtype != "auto":
-        return kv_dtype
-    return fastest_kv_dtype(isa) if dtype == "auto" else dtype
-
-
 def _keep_blocks(fd: int, identity: str, num_blocks: int, block_bytes: int) -> KeptBlocks | None:
     try:
         return KeptBlocks(fd, hashlib.sha256(identity.encode()).digest(), num_blocks, block_bytes)
@@ -199,16 +203,31 @@ def _keep_blocks(fd: int, identity: str, num_blocks: int, block_bytes: int) -> K
         return None
 
 
+def _reserve_of(program: Program) -> Reserve | None:
+    """Raises ConfigError if the device does not even have memory for one block."""
+    reserve: Reserve | None = getattr(program, "reserve", None)
+    if reserve is not None and reserve(1) < 1:
+        program.close()
+        raise ConfigError("beside the weights the device has no memory left for a KV cache")
+    return reserve
+
+
 def _context(model: Model, max_model_len: int | None) -> int:
     if max_model_len is not None and max_model_len > model.max_model_len:
         raise ConfigError(f"max_model_len {max_model_len} is above the model's {model.max_model_len}")
     return max_model_len or model.max_model_len
 
 
-def _num_blocks(block_bytes: int, context: int, max_running: int, kv_cache_memory: int | None) -> int:
-    if kv_cache_memory is None:
-        wanted = max(context, max_running * DEFAULT_TOKENS_PER_REQUEST)
-        kv_cache_memory = min(-(-wanted // BLOCK_SIZE) * block_bytes, usable_memory() // MAX_MEMORY_SHARE)
+def _automatic_memory(backend: Backend, model: Model, wanted: int, block_bytes: int) -> int:
+    """Bytes for the KV cache: those wanted, or as many as the backend allows."""
+    weight_bytes = sum(tensor.data.nbytes for tensor in model.weights.values())
+    allowed = backend.kv_memory(weight_bytes)
+    if allowed < block_bytes:
+        raise ConfigError(f"beside {weight_bytes} bytes of weights there is no memory left for a KV cache")
+    return min(wanted, allowed)
+
+
+def _num_blocks(block_bytes: int, kv_cache_memory: int) -> int:
     if kv_cache_memory < block_bytes:
         raise ConfigError(f"kv_cache_memory must be at least one block, {block_bytes} bytes, got {kv_cache_memory}")
     return min(int(kv_cache_memory // block_bytes), 2**31 - 1)

@@ -18,8 +18,11 @@ class ModelInfo:
     vocab_size: int
     max_model_len: int
     eos_ids: tuple[int, ...]
-    memory: dict[str, int]  # bytes: weights, kv_cache, activations
-    isa: str
+    memory: dict[str, int]  # bytes: weights, kv_cache (as it may grow), activations
+    device: str  # "cpu", or the GPU's name
+    isa: str  # of the CPU's kernels; empty on a GPU
     dtype: str  # as it was asked for
+    weight_dtype: str  # as it was asked for
     kv_dtype: str
+    fast: bool
     digest: str  # see `loader.model_digest`

@@ -15,47 +15,59 @@ from roseinfer.core.batch import ForwardInputs, Int32Array, SamplingInputs, Scor
 from roseinfer.core.messages import AddRequest
 from roseinfer.core.request import Int32List, Request, int32_list
 from roseinfer.scheduler.edits import LogitRules, make_edits
+from roseinfer.scheduler.plan import Plan
 
 # float32 would turn a smaller top_p into 0, which keeps no token at all.
 _MIN_TOP_P = float(np.finfo(np.float32).tiny)
 _INT32 = np.dtype(np.int32)
 _num_scores = attrgetter("num_scores")
+_is_edited = attrgetter("is_edited")
 
 
 class BatchRow:
-    """The next `num_new_tokens` uncomputed tokens of a request.
+    """The next `num_new_tokens` uncomputed tokens of a request, those at the positions [start, stop).
 
     `is_sampled`: the token behind the last one is chosen; for a request that catches up in this step, since what
     follows the others is known. `num_scores`: of how many the logprob of the token behind is wanted all the same.
     """
 
-    __slots__ = ("is_sampled", "num_new_tokens", "num_scores", "request")
+    __slots__ = ("is_sampled", "num_scores", "request", "start", "stop")
 
     def __init__(self, request: Request, num_new_tokens: int) -> None:
         self.request = request
-        self.num_new_tokens = num_new_tokens
+        self.start = request.num_computed_tokens
+        self.stop = self.start + num_new_tokens
         self.is_sampled = num_new_tokens == request.num_uncomputed_tokens
         self.num_scores = request.num_scores_of(num_new_tokens) if request.num_unscored_tokens else 0
+
+    @property
+    def num_new_tokens(self) -> int:
+        return self.stop - self.start
 
 
 class Batch:
     """The rows of one step, and the requests whose next token it samples. True if there is anything to compute."""
 
-    __slots__ = ("has_scores", "rows", "sampled_requests")
+    __slots__ = ("has_scores", "plan", "rows", "sampled_requests")
 
-    def __init__(self, rows: list[BatchRow]) -> None:
+    def __init__(self, rows: list[BatchRow], plan: Plan | None = None) -> None:
         self.rows = rows
+        self.plan = plan or Plan(0)
         self.sampled_requests = [row.request for row in rows if row.is_sampled]
         self.has_scores = any(map(_num_scores, rows))
 
     def __bool__(self) -> bool:
         return bool(self.rows)
 
+    @property
+    def has_edits(self) -> bool:
+        """Whether the logits of a row that is sampled may have to be changed, which takes all its tokens."""
+        return any(map(_is_edited, self.sampled_requests))
+
     def forward_inputs(self) -> ForwardInputs:
         token_ids, positions, row_offsets, logit_rows = int32_list(), int32_list(), int32_list([0]), int32_list()
         for row in self.rows:
-            start = row.request.num_computed_tokens
-            stop = start + row.num_new_tokens
+            start, stop = row.start, row.stop
             if row.num_scores:
                 first = len(token_ids) + row.request.num_scored_tokens - start
                 logit_rows.extend(range(first, first + row.num_scores))

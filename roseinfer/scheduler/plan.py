@@ -28,3 +28,7 @@ class Plan:
     def works_on(self, digest: bytes) -> bool:
         """Whether a row computes tokens of the block with this content."""
         return self._worker.get(digest) in self.counts
+
+    def brings(self, digest: bytes) -> bool:
+        """The same of a step under way: whether the block is still held, and will be published."""
+        return self.works_on(digest) and self._worker[digest].is_running

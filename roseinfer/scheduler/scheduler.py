@@ -16,6 +16,12 @@ Which waiting request starts next depends on what has been computed for its tena
 goes to once they run depends on priority and age alone: an order by shares would change from step to step, and two
 requests would preempt each other in turns. Who is preempted takes its old place among its tenant's.
 
+Lookahead: a step may be planned while the one before is under way. Once launched it is assumed to be computed, and
+settled when its results are there. In between each of its requests is as far as it will be, with a placeholder for the
+token that is sampled. What the step computes is published when it is settled; until then others wait for it as for a
+row of their own step. A result that no request waits for any more is passed over, and the blocks it is computed in may
+be given away before, since a device computes steps in their order. `retract` is the way back where a step has failed.
+
 Progress: the first running request in order can preempt all others, and every request fits into the pool alone (the
 engine refuses the rest), so a step that has work always computes something. Should it not, `fail_stuck` ends a request.
 """
@@ -43,6 +49,7 @@ from roseinfer.scheduler.waiting_queue import WaitingQueue
 logger = logging.getLogger(__name__)
 
 _by_order = attrgetter("order")
+_NOTHING = Batch([])
 
 
 class Scheduler:
@@ -82,6 +89,7 @@ class Scheduler:
         self.token_counters = TokenCounters()
         self.waiting = WaitingQueue(self.token_counters)
         self._requests: dict[str, Request] = {}
+        self._under_way = _NOTHING  # assumed, and not yet settled
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
@@ -131,12 +139,15 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next step. Running requests first, of these the ones that are a single token behind."""
         plan = Plan(self.max_batch_tokens)
-        for request in sorted(self.running, key=_is_catching_up):
+        running = sorted(self.running, key=_is_catching_up)
+        if self._under_way:  # which brings some of them their last token
+            running = [request for request in running if not self._is_full(request)]
+        for request in running:
             if plan.budget and request.is_running:
                 self._continue(request, plan)
         if self.waiting and len(self.running) < self.max_running:
             self._admit(plan)
-        return Batch([BatchRow(request, count) for request, count in plan.counts.items()])
+        return Batch([BatchRow(request, count) for request, count in plan.counts.items()], plan)
 
     def _continue(self, request: Request, plan: Plan) -> None:
         if _is_catching_up(request):
@@ -150,6 +161,8 @@ class Scheduler:
         num_reserved = sum(map(self._num_missing_blocks, self.running))
         for request in self.waiting.candidates(self.max_running - len(self.running)):
             if not plan.budget:
+                break
+            if request in self._under_way.plan.counts:  # preempted just now: first its row has to be settled
                 break
             cached = self._match(request)
             if self._is_in_flight(request, len(cached), plan) or not self._chunk_len(request, plan):
@@ -219,11 +232,11 @@ class Scheduler:
             self.num_prefix_hits += num_tokens
 
     def _is_in_flight(self, request: Request, num_matched: int, plan: Plan) -> bool:
-        """Whether a row of this step works on the block that the request needs behind its matched ones."""
+        """Whether a row of this step, or of the one under way, works on the block behind the request's matched ones."""
         if self.prefix_cache is None or not self._may_share(request):
             return False
         digest = self.prefix_cache.wanted_digest(request, len(request.block_table) + num_matched)
-        return digest is not None and plan.works_on(digest)
+        return digest is not None and (plan.works_on(digest) or self._under_way.plan.brings(digest))
 
     def _digests_touched(self, request: Request, count: int) -> list[bytes]:
         """Of the blocks that the next `count` tokens lie in, as far as the request will make them full by itself."""
@@ -243,13 +256,14 @@ class Scheduler:
     def _make_room(self, request: Request, count: int, plan: Plan) -> bool:
         """Blocks for the next `count` tokens, at the expense of the last in order. False if that is the request."""
         num_blocks = self.block_pool.num_blocks_for(request.num_computed_tokens + count) - len(request.block_table)
-        while num_blocks > self.block_pool.num_available:
+        if num_blocks <= 0:
+            return True
+        while not self.block_pool.can_allocate(num_blocks):
             last = self.running[-1]
             self._preempt(last, plan)
             if last is request:
                 return False
-        if num_blocks > 0:
-            request.block_table.extend(self.block_pool.allocate(num_blocks))
+        request.block_table.extend(self.block_pool.allocate(num_blocks))
         return True
 
     def _preempt(self, request: Request, plan: Plan) -> None:
@@ -257,15 +271,16 @@ class Scheduler:
         plan.remove(request)
         self.running.remove(request)
         self._release_blocks(request)
+        request.num_computed_tokens = 0
         self.waiting.add(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
 
-    def _release_blocks(self, request: Request) -> None:
+    def _release_blocks(self, request: Request, start: int = 0) -> None:
+        """From index `start` of its table on."""
         # Tail blocks are freed first, so a shared prefix is evicted last.
-        self.block_pool.release(reversed(request.block_table.tolist()))
-        del request.block_table[:]
-        request.num_computed_tokens = 0
+        self.block_pool.release(reversed(request.block_table[start:].tolist()))
+        del request.block_table[start:]
 
     def _num_missing_blocks(self, request: Request) -> int:
         return self.block_pool.num_blocks_for(request.num_tokens) - len(request.block_table)
@@ -284,29 +299,84 @@ class Scheduler:
         scores: SampleOutput | None = None,
         failures: Mapping[Request, Exception] | None = None,
     ) -> list[TokenOutput]:
-        """Takes in a computed step.
+        """Takes in a step that was computed while nothing was under way: `assume` and `settle` in one."""
+        self.assume(batch)
+        return self.settle(batch, samples, scores, failures)
+
+    def assume(self, batch: Batch) -> None:
+        """Takes a planned step for computed, once its inputs are made.
+
+        The one before must be settled: there is one placeholder at most. Requests that it has ended do not matter.
+        """
+        self._under_way = batch
+        placeholder = -1  # as the next launch is to read it, see `ForwardInputs`
+        for row in batch.rows:
+            request = row.request
+            request.num_computed_tokens = row.stop
+            request.num_unscored_tokens -= row.num_scores
+            if row.is_sampled:
+                request.token_ids.append(placeholder)
+                placeholder -= 1
+
+    def settle(
+        self,
+        batch: Batch,
+        samples: SampleOutput,
+        scores: SampleOutput | None = None,
+        failures: Mapping[Request, Exception] | None = None,
+    ) -> list[TokenOutput]:
+        """Takes in what the assumed step has brought, for those of its requests that are still there.
 
         `samples` are the tokens of `batch.sampled_requests`, in that order, `scores` those of `batch.score_inputs`.
         `failures`: requests whose sample is worthless, though what was computed of them is sound.
         """
+        self._under_way = _NOTHING
         outputs: list[TokenOutput] = []
         token_ids: list[int] = samples.token_ids.tolist()
         num_samples = num_scores = 0
         for row in batch.rows:
-            failed = None
-            if row.num_scores:
-                failed = self._take_scores(row, num_scores, scores)
-                num_scores += row.num_scores
-            if failed is not None:
+            if not self._owns(row.request):
+                pass  # its end was seen or asked for while the step was under way
+            elif row.num_scores and (failed := self._take_scores(row, num_scores, scores)):
                 outputs.append(failed)
             elif row.is_sampled:
                 error = failures.get(row.request) if failures else None
                 outputs.append(self._accept(row, token_ids[num_samples], num_samples, samples, error))
             else:
-                self._advance(row.request, row.num_new_tokens)
-            if row.is_sampled:
-                num_samples += 1
+                self._publish(row)
+            num_scores += row.num_scores
+            num_samples += row.is_sampled
         return outputs
+
+    def retract(self, batch: Batch) -> Batch:
+        """Undoes `assume`, and what the next step has planned upon it. Returns the rows that can be computed again.
+
+        What is left of the next step, `still_planned` knows. Requests that were preempted meanwhile just wait.
+        """
+        self._under_way = _NOTHING
+        rows = [row for row in batch.rows if self._owns(row.request)]
+        for row in rows:
+            request = row.request
+            request.num_unscored_tokens += row.num_scores
+            if row.is_sampled:
+                request.token_ids.pop()
+            if request.is_running:
+                request.num_computed_tokens = row.start
+                self._release_blocks(request, self.block_pool.num_blocks_for(row.stop))
+        return Batch([row for row in rows if row.request.is_running])
+
+    def still_planned(self, batch: Batch) -> Batch:
+        """The rows that can be computed as they were planned, now that the step before is settled or retracted."""
+        return Batch([row for row in batch.rows if self._has_place(row)])
+
+    def _has_place(self, row: BatchRow) -> bool:
+        """Whether its request is where the row begins, and holds its blocks; one that has ended holds none."""
+        num_blocks = self.block_pool.num_blocks_for(row.stop)
+        return (row.start, num_blocks) == (row.request.num_computed_tokens, len(row.request.block_table))
+
+    def _owns(self, request: Request) -> bool:
+        """Whether it has not ended; another one may have its name by now."""
+        return self._requests.get(request.params.request_id) is request
 
     def _take_scores(self, row: BatchRow, index: int, scores: SampleOutput | None) -> TokenOutput | None:
         try:
@@ -314,7 +384,6 @@ class Scheduler:
                 raise EngineError("the prompt was not scored")
             count = row.request.params.num_prompt_logprobs
             _append_scores(row.request.prompt_logprobs, scores, slice(index, index + row.num_scores), count)
-            row.request.num_unscored_tokens -= row.num_scores
         except Exception as error:  # one request's fault is never another's
             return self._distrust(row.request, error)
         return None
@@ -329,13 +398,13 @@ class Scheduler:
             if token_id == NO_TOKEN:
                 raise error or EngineError("the model's logits hold no finite number")
             fields = _logprobs(request, index, samples)
-            self._advance(request, row.num_new_tokens)
+            self._publish(row)
         except Exception as fault:
             return self._distrust(request, fault)
         try:
             if error is not None:
                 raise error
-            request.token_ids.append(token_id)
+            request.token_ids[-1] = token_id
             self.token_counters.charge(request.params.tenant, OUTPUT_TOKEN)
             if request.constraint is not None and token_id not in request.stop_token_ids:
                 request.constraint.accept(token_id)
@@ -350,30 +419,33 @@ class Scheduler:
         fields["decode_seconds"] = time.monotonic() - request.first_token_at
         return self._finish(request, _output(request, [token_id], reason, **fields))
 
-    def _advance(self, request: Request, num_tokens: int) -> None:
+    def _publish(self, row: BatchRow) -> None:
+        """The blocks that the row has filled, unless its request was preempted meanwhile."""
         size = self.block_pool.block_size
-        num_full = request.num_computed_tokens // size
-        request.num_computed_tokens += num_tokens
-        if self.prefix_cache is not None and request.num_computed_tokens // size > num_full:
-            self.prefix_cache.publish(request, num_full, request.num_computed_tokens // size)
+        first, stop = row.start // size, row.stop // size
+        if stop > first and self.prefix_cache is not None and row.request.is_running:
+            self.prefix_cache.publish(row.request, first, stop)
 
     def _distrust(self, request: Request, error: Exception) -> TokenOutput:
         """Ends a request whose result was unusable, and lets nobody build on its keys and values."""
         logger.error("request %s failed: %s", request.request_id, error)
         if self.prefix_cache is not None:
-            self.prefix_cache.forget(request.block_table.tolist())
+            # By their content, since a request that was preempted meanwhile holds none of them any more.
+            published = map(self.block_pool.find, request.block_digests)
+            self.prefix_cache.forget([block for block in published if block is not None])
         return self.fail(request, error)
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
-        num_tokens = len(request.token_ids)
-        num_output_tokens = num_tokens - request.num_prompt_tokens
-        if num_output_tokens and request.token_ids[-1] in request.stop_token_ids:
+        if request.token_ids[-1] in request.stop_token_ids and request.num_output_tokens:
             return "stop"
         if request.constraint is not None and request.constraint.is_finished:
             return "stop"
-        if num_output_tokens >= request.params.max_tokens or num_tokens >= self.max_model_len:
-            return "length"
-        return None
+        return "length" if self._is_full(request) else None
+
+    def _is_full(self, request: Request) -> bool:
+        """Whether it has all the tokens that it may have."""
+        num_tokens = len(request.token_ids)
+        return num_tokens - request.num_prompt_tokens >= request.params.max_tokens or num_tokens >= self.max_model_len
 
     def _finish(self, request: Request, output: TokenOutput) -> TokenOutput:
         """The only way out: every block comes back here."""
@@ -399,15 +471,27 @@ class Scheduler:
         assert len(self.running) <= self.max_running, "too many run"
         for request in self.running:
             self._check_blocks(request)
+        for request in self._requests.values():
+            self._check_tokens(request)
+
+    def _check_tokens(self, request: Request) -> None:
+        """A placeholder is the last token of a request that the step under way samples, and in no digest."""
+        placeholders = [-1 - i for i, sampled in enumerate(self._under_way.sampled_requests) if sampled is request]
+        num_known = request.num_tokens - len(placeholders)
+        assert request.token_ids[num_known:].tolist() == placeholders, f"{request} awaits no token, or another one"
+        assert min(request.token_ids[:num_known]) >= 0, f"a placeholder within the tokens of {request}"
+        num_digested = len(request.block_digests) * self.block_pool.block_size
+        assert num_digested <= num_known, f"{request} has a digest of tokens that are not known"
 
     def _check_blocks(self, request: Request) -> None:
-        table = request.block_table.tolist()
-        assert request.num_computed_tokens < request.num_tokens, f"nothing to compute for {request}"
+        table, num_computed = request.block_table.tolist(), request.num_computed_tokens
+        assert num_computed < request.num_tokens, f"nothing to compute for {request}"
         if request.num_unscored_tokens:
-            assert request.num_computed_tokens <= request.num_scored_tokens, f"{request} left out logprobs"
-        assert len(table) == self.block_pool.num_blocks_for(request.num_computed_tokens), f"{request} holds {table}"
+            assert num_computed <= request.num_scored_tokens, f"{request} left out logprobs"
+        assert len(table) == self.block_pool.num_blocks_for(num_computed), f"{request} holds {table}"
         assert len(set(table)) == len(table), f"{request} holds a block twice: {table}"
-        for block in table[request.num_computed_tokens // self.block_pool.block_size :]:
+        num_settled = next((row.start for row in self._under_way.rows if row.request is request), num_computed)
+        for block in table[num_settled // self.block_pool.block_size :]:
             assert self.block_pool.ref_count(block) == 1, f"writable block {block} of {request} is shared"
             assert not self.block_pool.is_published(block), f"writable block {block} of {request} is published"
 

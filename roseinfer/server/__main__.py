@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from roseinfer.inference_engine import GenerateParams
 
 
+_DEVICE_HELP = "where the model runs (default: auto, the GPU if there is one and roseinfer[cuda] is installed)"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     limit_libraries()
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer-name", help="a tokenizer.json, folder, .gguf file or hub id (default: the model's)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (default: auto)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help=_DEVICE_HELP)
     parser.add_argument("--no-amp", action="store_true", help="compute in float32")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--host", help="address to listen on (default: 0.0.0.0)")

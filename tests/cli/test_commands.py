@@ -74,7 +74,19 @@ def test_doctor(run: Run) -> None:
     facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert facts["roseinfer"] == roseinfer.__version__
     assert facts["threads"].startswith("1 of ")
-    assert {"python", "cpu", "kernels", "memory", "cache", "numpy"} <= facts.keys()
+    assert {"python", "cpu", "kernels", "gpu", "memory", "cache", "numpy", "torch", "triton"} <= facts.keys()
+
+
+def test_doctor_tells_where_a_model_would_run(run: Run) -> None:
+    def device(*arguments: str, **variables: str) -> str:
+        lines = run("doctor", *arguments, TRITON_INTERPRET="", **variables).stdout.splitlines()
+        return next(line.split(maxsplit=1)[1] for line in lines if line.startswith("device "))
+
+    assert device("--device", "cpu") == "cpu"
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    assert device(**hidden) == "cpu (auto)"
+    assert device("--device", "cuda", **hidden).startswith("device cuda: ")
+    assert device("--device", "cuda", **hidden).endswith("or use --device cpu")
 
 
 def test_generate_prints_prompt_and_completion(run: Run) -> None:

@@ -41,7 +41,7 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 def test_it_says_where_it_serves_and_how_to_ask(start: Start) -> None:
     server = start("serve", "--port", "0")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
-    assert server.log[-1] == f"INFO fake is served at {server.url} (weights 0 B, KV cache 0 B, activations 0 B)"
+    assert server.log[-1] == f"INFO fake is served at {server.url} (weights 0 B, KV cache up to 0 B, activations 0 B)"
     reply = httpx.post(f"{server.url}/generate", json={"prompt": "Hi", "max_new_tokens": 4})
     assert reply.json()["text"] == "Hi" + recite("Hi", 4)
     assert server.stop() == 0

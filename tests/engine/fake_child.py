@@ -45,6 +45,7 @@ class FakeServer(EngineServer):
         name = path.read_text()
         if name == "stillborn":
             os._exit(4)
+        assert load.max_batch_tokens is not None
         scheduler = make_scheduler(num_blocks=256, max_batch_tokens=load.max_batch_tokens, max_running=load.max_running)
         program = FaultyProgram(
             num_blocks=256,
@@ -70,9 +71,12 @@ def fake_info(name: str) -> ModelInfo:
         max_model_len=128,
         eos_ids=(),
         memory={"weights": 0, "kv_cache": 0, "activations": 0},
+        device="cpu",
         isa="none",
         dtype="auto",
+        weight_dtype="auto",
         kv_dtype="float32",
+        fast=False,
         digest=name,
     )
 

@@ -1,6 +1,7 @@
 """The CPU backend: a graph becomes a flat program of C++ kernels over weights that stay packed."""
 
-from roseinfer.backends.native.compiler import compile
+from roseinfer.backends.native.compiler import compile, kv_block_bytes
 from roseinfer.backends.native.program import NativeProgram
+from roseinfer.backends.native.sizing import DEFAULT_BATCH_TOKENS, choose_kv_dtype, kv_memory
 
-__all__ = ["NativeProgram", "compile"]
+__all__ = ["DEFAULT_BATCH_TOKENS", "NativeProgram", "choose_kv_dtype", "compile", "kv_block_bytes", "kv_memory"]

@@ -50,6 +50,10 @@ def compile(
         raise DeviceError(f"isa {options.isa!r} does not run here (here: {', '.join(_native.available_isas())})")
     if options.block_size != _native.KV_BLOCK:
         raise ConfigError(f"block_size must be {_native.KV_BLOCK} on the native backend, got {options.block_size}")
+    if options.weight_dtype != "auto":
+        raise ConfigError(
+            f"weight_dtype {options.weight_dtype} needs --device cuda; the CPU reads weights as they are stored"
+        )
     for spec in graph.attention_specs:
         if spec.head_dim > _native.MAX_HEAD_DIM:
             raise UnsupportedModelError(f"head_dim {spec.head_dim} is above {_native.MAX_HEAD_DIM}")

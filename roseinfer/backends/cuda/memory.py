@@ -1,0 +1,103 @@
+"""How much of the device a model takes: checked before it is loaded, and said in one line when it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from roseinfer.backends import ProgramOptions, Progress
+from roseinfer.backends.cuda.compiler import Compiler
+from roseinfer.backends.cuda.device import device_name, free_memory, open_device
+from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE, KvCache
+from roseinfer.backends.cuda.program import CudaProgram
+from roseinfer.backends.cuda.weights import DTYPES, Weights, compute_dtype
+from roseinfer.checkpoints.tensor import Tensor
+from roseinfer.core.errors import ConfigError
+from roseinfer.graph import AttentionSpec, Graph
+
+logger = logging.getLogger(__name__)
+
+SLAB_BYTES = 128 << 20  # by which the KV cache grows
+RESERVED_BYTES = 512 << 20  # activations, graphs, and what libraries take for themselves
+KV_SHARE = 0.9  # of what is free then
+
+
+def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str) -> int:
+    """Bytes of one block of 16 tokens over all layers."""
+    return sum(2 * BLOCK_SIZE * s.num_kv_heads * s.head_dim * _kv_dtype(kv_dtype).itemsize for s in specs)
+
+
+def choose_kv_dtype(kv_dtype: str, dtype: str, isa: str, weights: Mapping[str, Tensor]) -> str:
+    """`auto` is what matrices are multiplied in: attention multiplies, too."""
+    if kv_dtype != "auto":
+        return str(_kv_dtype(kv_dtype)).removeprefix("torch.")
+    return str(compute_dtype(dtype, weights)).removeprefix("torch.")
+
+
+def kv_memory(weight_bytes: int) -> int:
+    """The most bytes that an automatic KV cache may take beside weights of that size."""
+    return max(0, int(KV_SHARE * (free_memory(open_device()) - weight_bytes - RESERVED_BYTES)))
+
+
+def compile(
+    graph: Graph, weights: Mapping[str, Tensor], options: ProgramOptions, progress: Progress | None = None
+) -> CudaProgram:
+    """Places the weights, which are the graph's, by name, and builds the program.
+
+    Raises DeviceError without a device for them, and ConfigError where its memory is not enough.
+    """
+    device = open_device()
+    if options.block_size != BLOCK_SIZE:
+        raise ConfigError(f"block_size must be {BLOCK_SIZE} on the CUDA backend, got {options.block_size}")
+    dtype, kv_dtype = compute_dtype(options.dtype, weights), _kv_dtype(options.kv_dtype)
+    block_bytes = kv_block_bytes(graph.attention_specs, options.kv_dtype)
+    kv_bytes = block_bytes * options.num_blocks
+    free_bytes = free_memory(device)
+    placed = Weights(weights, dtype, device, options.weight_dtype, progress or _ignore)
+    try:
+        cache = KvCache(graph.attention_specs, options.num_blocks, _slab_blocks(block_bytes, options), kv_dtype, device)
+        compiled = Compiler(graph, placed, options, cache.layers, device).compile()
+        cache.reserve(1)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{device_name(device)} has {_gib(free_bytes)} free, which is not enough for the weights and activations; "
+            "lower --max-batch-tokens or choose a smaller model"
+        ) from None
+    program = CudaProgram(compiled, cache, options, graph.vocab_size, placed.num_bytes, block_bytes, device)
+    taken = placed.num_bytes + compiled.activation_bytes
+    if taken + kv_bytes > free_bytes:
+        program.close()
+        raise ConfigError(
+            f"{device_name(device)} has {_gib(free_bytes)} free, and {_gib(taken + kv_bytes)} are needed: weights "
+            f"{_gib(placed.num_bytes)}, KV cache up to {_gib(kv_bytes)}, activations "
+            f"{_gib(compiled.activation_bytes)}; lower --kv-cache-memory"
+        )
+    if device.type == "cuda":
+        program.warm_up()
+    logger.info(
+        "%s: weights %s, activations %s, KV cache up to %s, grown by %s; %s of %s stay free",
+        program.device_name,
+        *map(_gib, (placed.num_bytes, compiled.activation_bytes, kv_bytes, cache.slab_bytes)),
+        *map(_gib, (free_bytes - taken - kv_bytes, free_bytes)),
+    )
+    return program
+
+
+def _slab_blocks(block_bytes: int, options: ProgramOptions) -> int:
+    return max(1, min(options.num_blocks, SLAB_BYTES // max(block_bytes, 1)))
+
+
+def _kv_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"kv_dtype must be one of {', '.join(DTYPES)} on the CUDA backend, got {name!r}")
+    return DTYPES[name]
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.2f} GiB"
+
+
+def _ignore(loaded_bytes: int, total_bytes: int) -> None:
+    pass
