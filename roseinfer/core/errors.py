@@ -13,6 +13,8 @@ RoseinferError
 └── CheckpointError            a model file is damaged, hostile or not what it says
     ├── UnsupportedModelError  sound, but an architecture or format we do not run
     └── TokenizerError         the vocabulary or the merges are unusable
+
+DeviceLostError is no Exception: it ends the engine, and the requests go on in the next one.
 """
 
 from __future__ import annotations
@@ -72,6 +74,10 @@ class ConfigError(RoseinferError):
 
 class DeviceError(ConfigError):
     """The device or instruction set asked for is not available."""
+
+
+class DeviceLostError(BaseException):
+    """The device failed in a way that this process cannot recover from, and no request is to blame for it."""
 
 
 class CheckpointError(RoseinferError):

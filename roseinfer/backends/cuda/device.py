@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import triton
 
-from roseinfer.core.errors import DeviceError
+from roseinfer.core.errors import DeviceError, DeviceLostError
 from roseinfer.core.machine import usable_memory
 
 MIN_CAPABILITY = (8, 0)  # Ampere: the oldest with bfloat16, asynchronous copies, and products by Triton
@@ -39,3 +42,16 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return usable_memory()
+
+
+@contextmanager
+def lost_device() -> Iterator[None]:
+    """Raises DeviceLostError for errors after which CUDA refuses every other call of the process, too."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or "Triton Error [CUDA]" in str(error):
+            raise DeviceLostError(f"the CUDA device has failed: {error}") from error
+        raise

@@ -11,7 +11,7 @@ import torch
 
 from roseinfer.backends import ProgramOptions
 from roseinfer.backends.cuda.compiler import Compiled
-from roseinfer.backends.cuda.device import device_name
+from roseinfer.backends.cuda.device import device_name, lost_device
 from roseinfer.backends.cuda.graphs import CudaCapture, DecodeGraphs
 from roseinfer.backends.cuda.inputs import NO_POSITION, InputStage, StepInputs, is_decode, padded_decode
 from roseinfer.backends.cuda.kernels.pending_tokens import fill_pending_tokens
@@ -34,7 +34,8 @@ class Launched:
 
     def collect(self) -> tuple[SampleOutput | None, SampleOutput | None]:
         """Samples and scores, as soon as they are there."""
-        results = tuple(pending.collect() if pending else None for pending in (self.samples, self.scores))
+        with lost_device():
+            results = tuple(pending.collect() if pending else None for pending in (self.samples, self.scores))
         if self.progress_counter is not None:
             self.progress_counter[0] += 1
         return results  # type: ignore[return-value]
@@ -79,13 +80,11 @@ class CudaProgram:
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
         with self._on_stream():
-            pending = self._sample(inputs)
-        return pending.collect()
+            return self._sample(inputs).collect()
 
     def score(self, inputs: ScoreInputs) -> SampleOutput:
         with self._on_stream():
-            pending = self._sampler.score(self._logits(), inputs)
-        return pending.collect()
+            return self._sampler.score(self._logits(), inputs).collect()
 
     def launch(self, forward: ForwardInputs, sampling: SamplingInputs | None, score: ScoreInputs | None) -> Launched:
         """All of a step without waiting for any of it."""
@@ -97,7 +96,7 @@ class CudaProgram:
 
     def logits(self) -> Float32Array:
         with self._on_stream():
-            logits: Float32Array = self._logits().cpu().numpy()
+            logits: Float32Array = self._logits().to("cpu", copy=True).numpy()
         return logits
 
     # -- memory ---------------------------------------------------------------------------------------------
@@ -179,7 +178,8 @@ class CudaProgram:
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
-        with torch.inference_mode(), torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
+        stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+        with lost_device(), torch.inference_mode(), stream:
             yield
 
 

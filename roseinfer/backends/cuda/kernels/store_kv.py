@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from roseinfer.backends.cuda.kernels.arithmetic import cast
-from roseinfer.backends.cuda.kernels.launch import launch
+from roseinfer.backends.cuda.kernels.launch import is_interpreted, launch
 from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE, KvLayer
 
 TURN = tl.constexpr(2 * math.pi)
@@ -42,11 +42,14 @@ def store_kv(
     head_dim, num_kv_heads = cache.head_dim, cache.num_kv_heads
     half = 0 if inv_freq is None else inv_freq.numel()
     group = q.shape[1] // (num_kv_heads * head_dim)
+    tokens = 32 if is_interpreted() else 1
     launch(
         store_kv_kernel,
-        (q.shape[0], num_kv_heads),
+        (triton.cdiv(q.shape[0], tokens), num_kv_heads),
         *(q, k, v, positions, token_rows, block_tables, cache.slabs, inv_freq, q_norm, k_norm),
         *(q.stride(0), k.stride(0), v.stride(0), block_tables.stride(0), cache.offset, rope_scale, eps),
+        q.shape[0],
+        TOKENS=tokens,
         G=group,
         KV=num_kv_heads,
         D=head_dim,
@@ -89,10 +92,12 @@ def key_rows(
 
 @triton.jit
 def cos_and_sin(position, inv_freq, scale, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
-    """Of position * inv_freq, times scale, [1, PADDED_HALF] each; whole turns are taken away in float64."""
-    i = tl.arange(0, PADDED_HALF)
+    """Of position * inv_freq, times scale; whole turns are taken away in float64. `position` is a scalar or [N, 1], the
+    results are [1, PADDED_HALF] or [N, PADDED_HALF].
+    """
+    i = tl.arange(0, PADDED_HALF)[None, :]
     turns = position.to(tl.float64) * tl.load(inv_freq + i, mask=i < HALF, other=0.0) * PER_TURN
-    angles = ((turns - tl.floor(turns + 0.5)) * TURN).to(tl.float32)[None, :]
+    angles = ((turns - tl.floor(turns + 0.5)) * TURN).to(tl.float32)
     return tl.cos(angles) * scale, tl.sin(angles) * scale
 
 
@@ -135,31 +140,38 @@ def put_heads(
 @triton.jit(do_not_specialize=["offset"])
 def store_kv_kernel(
     q, k, v, positions, token_rows, block_tables, slabs, inv_freq, q_norm, k_norm,
-    q_stride, k_stride, v_stride, table_stride, offset: tl.int64, rope_scale, eps,
+    q_stride, k_stride, v_stride, table_stride, offset: tl.int64, rope_scale, eps, num_tokens,
+    TOKENS: tl.constexpr,
     G: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
     PADDED_G: tl.constexpr, PADDED_D: tl.constexpr, PADDED_HALF: tl.constexpr, PADDED_REST: tl.constexpr,
     DTYPE: tl.constexpr, BLOCKS_PER_SLAB: tl.constexpr,
 ):  # fmt: skip
-    """One program for each token and KV head: the G queries, the key and the value of it."""
-    token = tl.program_id(0).to(tl.int64)
+    """One program for each KV head of TOKENS tokens: the G queries, the key and the value of each."""
     kv_head = tl.program_id(1)
-    position = tl.load(positions + token)
-    if position < 0:
-        return
-    row = tl.load(token_rows + token).to(tl.int64)
-    block = tl.load(block_tables + row * table_stride + position // BLOCK)
-    one = tl.arange(0, 1)
-    keys = key_rows(slabs, block + one, position % BLOCK, kv_head, offset, KV, D, DTYPE, BLOCKS_PER_SLAB)[:, None]
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    position = tl.load(positions + token, mask=token < num_tokens, other=-1)
+    exists = position >= 0
+    row = tl.load(token_rows + token, mask=exists, other=0).to(tl.int64)
+    block = tl.load(block_tables + row * table_stride + position // BLOCK, mask=exists, other=0)
+    keys = key_rows(slabs, block, position % BLOCK, kv_head, offset, KV, D, DTYPE, BLOCKS_PER_SLAB)[:, None]
+    token, position, exists = token[:, None], position[:, None], exists[:, None]
 
     i = tl.arange(0, PADDED_D)[None, :]
-    value = tl.load(v + token * v_stride + kv_head * D + i, mask=i < D)
-    tl.store(keys + BLOCKS_PER_SLAB * KV * BLOCK * D + i, cast(value, DTYPE), mask=i < D)
+    value = tl.load(v + token * v_stride + kv_head * D + i, mask=exists & (i < D), other=0.0)
+    tl.store(keys + BLOCKS_PER_SLAB * KV * BLOCK * D + i, cast(value, DTYPE), mask=exists & (i < D))
 
     cos, sin = tl.full((1, 1), 1.0, tl.float32), tl.full((1, 1), 0.0, tl.float32)
     if HALF > 0:
         cos, sin = cos_and_sin(position, inv_freq, rope_scale, HALF, PADDED_HALF)
-    key = k + token * k_stride + kv_head * D + one[:, None]
-    put_heads(key, keys, one[:, None] == 0, cos, sin, k_norm, eps, D, HALF, HAS_NORM, PADDED_HALF, PADDED_REST)
-    head = tl.arange(0, PADDED_G)[:, None]
-    queries = q + token * q_stride + (kv_head * G + head) * D
-    put_heads(queries, queries, head < G, cos, sin, q_norm, eps, D, HALF, HAS_NORM, PADDED_HALF, PADDED_REST)
+    key = k + token * k_stride + kv_head * D
+    put_heads(key, keys, exists, cos, sin, k_norm, eps, D, HALF, HAS_NORM, PADDED_HALF, PADDED_REST)
+
+    of = tl.arange(0, TOKENS * PADDED_G)[:, None]
+    head = of % PADDED_G
+    token = tl.program_id(0).to(tl.int64) * TOKENS + of // PADDED_G
+    position = tl.load(positions + token, mask=token < num_tokens, other=-1)
+    if HALF > 0 and TOKENS > 1:  # else those of the key
+        cos, sin = cos_and_sin(position, inv_freq, rope_scale, HALF, PADDED_HALF)
+    exists = (position >= 0) & (head < G)
+    query = q + token * q_stride + (kv_head * G + head) * D
+    put_heads(query, query, exists, cos, sin, q_norm, eps, D, HALF, HAS_NORM, PADDED_HALF, PADDED_REST)
