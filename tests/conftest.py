@@ -12,6 +12,7 @@ import pytest
 # Read when triton is first imported, which transformers may do too: kernels for GPUs run on the CPU here.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while they wait, and the matrices are small
 
 if TYPE_CHECKING:
     from tests.tiny_models import TinyModel

@@ -108,6 +108,7 @@ class Backend(Protocol):
     """A backend's module. The torch oracle has `compile` only, and no engine is loaded with it."""
 
     DEFAULT_BATCH_TOKENS: int  # of a step, where nobody says how many
+    DEFAULT_REQUEST_TOKENS: int  # that an automatic KV cache has for each running request
 
     def compile(
         self,
@@ -127,8 +128,8 @@ class Backend(Protocol):
     def choose_kv_dtype(self, kv_dtype: str, dtype: str, isa: str, weights: Mapping[str, Tensor]) -> str:
         """What `kv_dtype` is, or what auto stands for."""
 
-    def kv_memory(self, weight_bytes: int) -> int:
-        """The most bytes for an automatic KV cache beside so many of weights."""
+    def kv_memory(self, weights: Mapping[str, Tensor], dtype: str, weight_dtype: str) -> int:
+        """The most bytes for an automatic KV cache beside these weights, held as the options of that name say."""
 
 
 def backend_module(name: str) -> Backend:

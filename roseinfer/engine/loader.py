@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import roseinfer
-from roseinfer.backends import Backend, KvFile, Program, ProgramOptions, Progress, backend_module
+from roseinfer.backends import KvFile, Program, ProgramOptions, Progress, backend_module
 from roseinfer.cache.block_pool import BlockPool, Reserve
 from roseinfer.cache.kept_blocks import KeptBlocks
 from roseinfer.cache.prefix_cache import PrefixCache
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
-DEFAULT_TOKENS_PER_REQUEST = 512  # of the automatic KV cache, for each of max_running requests
 NUM_SCORE_ROWS = 32  # rows of logits for prompts' logprobs, beside those that running requests sample from
 DIGESTED_BYTES = 64  # at each end of a tensor
 MAX_KEPT_BYTES = 16 << 20  # of a model file, while it is loaded
@@ -66,8 +65,8 @@ def build_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
 
-    `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests 512 tokens,
-    or one request the whole context, within what the backend allows. Memory is committed when it is used.
+    `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests some tokens (the
+    backend says how many), or one request the whole context, within what the backend allows. Memory is committed when it is used.
     `max_batch_tokens`: None is the backend's default. `num_threads` and `isa` are the CPU's, `fast` is a GPU's.
     `progress_counter` [1] is raised while kernels compute. `cache_fd` is a file in memory for the CPU's KV cache, with
     what an engine before this one has left there. `wrap` may put a program of its own around the model's.
@@ -81,8 +80,9 @@ def build_engine(
     context = _context(model, max_model_len)
     block_bytes = backend.kv_block_bytes(model.graph.attention_specs, kv_dtype)
     if kv_cache_memory is None:
-        num_tokens = max(context, max_running * DEFAULT_TOKENS_PER_REQUEST)
-        kv_cache_memory = _automatic_memory(backend, model, -(-num_tokens // BLOCK_SIZE) * block_bytes, block_bytes)
+        num_tokens = max(context, max_running * backend.DEFAULT_REQUEST_TOKENS)
+        allowed = backend.kv_memory(model.weights, dtype, weight_dtype)
+        kv_cache_memory = _automatic_memory(-(-num_tokens // BLOCK_SIZE) * block_bytes, allowed, block_bytes)
     num_blocks = _num_blocks(block_bytes, kv_cache_memory)
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
         need = -(-max_model_len // BLOCK_SIZE) * block_bytes
@@ -218,12 +218,10 @@ def _context(model: Model, max_model_len: int | None) -> int:
     return max_model_len or model.max_model_len
 
 
-def _automatic_memory(backend: Backend, model: Model, wanted: int, block_bytes: int) -> int:
+def _automatic_memory(wanted: int, allowed: int, block_bytes: int) -> int:
     """Bytes for the KV cache: those wanted, or as many as the backend allows."""
-    weight_bytes = sum(tensor.data.nbytes for tensor in model.weights.values())
-    allowed = backend.kv_memory(weight_bytes)
     if allowed < block_bytes:
-        raise ConfigError(f"beside {weight_bytes} bytes of weights there is no memory left for a KV cache")
+        raise ConfigError("beside the model's weights there is no memory left for a KV cache")
     return min(wanted, allowed)
 
 

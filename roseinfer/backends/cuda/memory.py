@@ -12,7 +12,7 @@ from roseinfer.backends.cuda.compiler import Compiler
 from roseinfer.backends.cuda.device import device_name, free_memory, open_device
 from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE, KvCache
 from roseinfer.backends.cuda.program import CudaProgram
-from roseinfer.backends.cuda.weights import DTYPES, Weights, compute_dtype
+from roseinfer.backends.cuda.weights import DTYPES, Weights, compute_dtype, packed_bytes
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.errors import ConfigError
 from roseinfer.graph import AttentionSpec, Graph
@@ -36,8 +36,9 @@ def choose_kv_dtype(kv_dtype: str, dtype: str, isa: str, weights: Mapping[str, T
     return str(compute_dtype(dtype, weights)).removeprefix("torch.")
 
 
-def kv_memory(weight_bytes: int) -> int:
-    """The most bytes that an automatic KV cache may take beside weights of that size."""
+def kv_memory(weights: Mapping[str, Tensor], dtype: str, weight_dtype: str) -> int:
+    """The most bytes that an automatic KV cache may take beside these weights."""
+    weight_bytes = packed_bytes(weights, compute_dtype(dtype, weights), weight_dtype)
     return max(0, int(KV_SHARE * (free_memory(open_device()) - weight_bytes - RESERVED_BYTES)))
 
 

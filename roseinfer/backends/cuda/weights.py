@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 
@@ -25,6 +26,20 @@ def compute_dtype(dtype: str, weights: Mapping[str, Tensor]) -> torch.dtype:
         if len(tensor.shape) == 2 and tensor.format in sizes:
             sizes[tensor.format] += tensor.data.nbytes
     return torch.bfloat16 if sizes["bf16"] >= sizes["f16"] else torch.float16
+
+
+def packed_bytes(weights: Mapping[str, Tensor], dtype: torch.dtype, weight_dtype: str) -> int:
+    """About what they will take on the device; a layout of its own takes some more bits than the file's."""
+    total = 0.0
+    for tensor in weights.values():
+        layout = layout_of(tensor, dtype, weight_dtype)
+        if len(tensor.shape) == 1:
+            total += 4 * prod(tensor.shape)
+        elif layout in ("dense", "fp8"):
+            total += prod(tensor.shape) * (dtype.itemsize if layout == "dense" else 1)
+        else:
+            total += 1.05 * tensor.data.nbytes
+    return int(total)
 
 
 class Weights:

@@ -9,6 +9,7 @@ from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.machine import usable_memory
 
 DEFAULT_BATCH_TOKENS = 512
+DEFAULT_REQUEST_TOKENS = 512
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
 
@@ -19,6 +20,6 @@ def choose_kv_dtype(kv_dtype: str, dtype: str, isa: str, weights: Mapping[str, T
     return fastest_kv_dtype(isa) if dtype == "auto" else dtype
 
 
-def kv_memory(weight_bytes: int) -> int:
+def kv_memory(weights: Mapping[str, Tensor], dtype: str, weight_dtype: str) -> int:
     """A part of the machine's memory, of which no more is committed than is used."""
     return usable_memory() // MAX_MEMORY_SHARE

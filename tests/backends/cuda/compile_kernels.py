@@ -53,17 +53,11 @@ TYPES = {
 STEPS = (1, 20, 40, 100, 2048)  # tokens: decode and prefill, each tile size of linears
 CONTEXT = 4096
 PRODUCTS = {"wgmma": r"\bwgmma\.mma_async\b", "mma.sync": r"\bmma\.sync\b"}  # of tiles, in PTX
-FUSED = {  # multiply-adds in LLVM's representation, and what they are in PTX
-    "nvvm.fma.rn.f": "fma.rn.f32",
-    "nvvm.fma.rn.ftz.f": "fma.rn.ftz.f32",
-    "nvvm.fma.rn.d": "fma.rn.f64",
-    "fma.f32": "fma.rn.f32",
-    "fma.f64": "fma.rn.f64",
-    "fmuladd.f32": "fma.rn.f32",
-}
+FUSED_IN_LLIR = r"call .*@llvm\.(nvvm\.fma\.rn\.ftz\.f|nvvm\.fma\.rn\.[fd]|fma|fmuladd)(?:\.(?:v(\d+))?(f\d+))?\("
+FUSED_IN_PTX = {"nvvm.fma.rn.f": "fma.rn.f32", "nvvm.fma.rn.ftz.f": "fma.rn.ftz.f32", "nvvm.fma.rn.d": "fma.rn.f64"}
 
 
-def launches(model: str, dtype: str, arch: int, steps: Sequence[int]) -> list[Launch]:
+def launches(model: str, dtype: str, arch: int, steps: Sequence[int], sampler: bool) -> list[Launch]:
     """All of the model's on such a device, for steps of so many tokens, and the sampler's; nothing is computed."""
     shape = SHAPES[model]
     graph, tensors = make_graph(shape)
@@ -80,7 +74,8 @@ def launches(model: str, dtype: str, arch: int, steps: Sequence[int]) -> list[La
             fill_pending_tokens(step.token_ids, step.logit_rows)
             for _, operation in compiled.operations:
                 operation(step)
-        Sampler(graph.vocab_size, torch.device("cpu"), options.max_logit_rows).warm_up()
+        if sampler:
+            Sampler(graph.vocab_size, torch.device("cpu"), options.max_logit_rows).warm_up()
     return found
 
 
@@ -171,8 +166,9 @@ def multiply_adds(llir: str, ptx: str) -> dict[str, int]:
     """How many there are of floats, and how many of those were two operations before LLVM made PTX of them; what stays
     is products of float32, and functions of CUDA's library.
     """
-    found = Counter(re.findall(r"\bfma\.\S+", ptx))
-    written = Counter(FUSED[name] for name in re.findall(r"call .*@llvm\.((?:nvvm\.)?fm(?:a|uladd)\b[.\w]*)\(", llir))
+    found, written = Counter(re.findall(r"\bfma\.\S+", ptx)), Counter[str]()
+    for name, count, kind in re.findall(FUSED_IN_LLIR, llir):
+        written[FUSED_IN_PTX.get(name, f"fma.rn.{kind}")] += int(count or 1)
     return {"fused": sum(found.values()), "contracted": sum((found - written).values())}
 
 
@@ -187,12 +183,14 @@ def count_in_machine_code(cubin: bytes) -> int:
     return len(re.findall(r"\b[FDH]FMA2?\b(?!.* -RZ, RZ, )", code))
 
 
-def main(model: str, dtype: str, arches: Sequence[int], steps: Sequence[int], machine_code: bool) -> None:
+def main(
+    model: str, dtype: str, arches: Sequence[int], steps: Sequence[int], sampler: bool, machine_code: bool
+) -> None:
     triton.knobs.compilation.always_compile = True  # or ptxas would say nothing of what is in the cache
     triton.knobs.nvidia.dump_ptxas_log = True
     done: set[str] = set()
     for arch in arches:
-        for launch in launches(model, dtype, arch, steps):
+        for launch in launches(model, dtype, arch, steps, sampler):
             key = f"{source_of(launch).hash()} {launch.num_warps} {launch.num_stages} {arch}"
             if key not in done:
                 done.add(key)
@@ -205,6 +203,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("dtype", choices=DTYPES)
     parser.add_argument("arches", metavar="ARCH", type=int, nargs="+", help="as in sm_80")
     parser.add_argument("--steps", metavar="TOKENS", type=int, nargs="+", default=STEPS, help="of each step")
+    parser.add_argument("--no-sampler", dest="sampler", action="store_false", help="leave out what samples tokens")
     parser.add_argument("--machine-code", action="store_true", help="count multiply-adds in it, too, which takes time")
     return parser.parse_args()
 
