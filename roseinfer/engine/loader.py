@@ -65,8 +65,8 @@ def build_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
 
-    `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests some tokens (the
-    backend says how many), or one request the whole context, within what the backend allows. Memory is committed when it is used.
+    `kv_cache_memory` bounds the KV cache in bytes; None gives every one of `max_running` requests some tokens, or
+    one request the whole context; how many, and within what, is the backend's. Memory is committed when it is used.
     `max_batch_tokens`: None is the backend's default. `num_threads` and `isa` are the CPU's, `fast` is a GPU's.
     `progress_counter` [1] is raised while kernels compute. `cache_fd` is a file in memory for the CPU's KV cache, with
     what an engine before this one has left there. `wrap` may put a program of its own around the model's.

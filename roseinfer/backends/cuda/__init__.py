@@ -15,4 +15,11 @@ from roseinfer.backends.cuda.memory import choose_kv_dtype, compile, kv_block_by
 DEFAULT_BATCH_TOKENS = 4096  # what keeps tensor cores busy
 DEFAULT_REQUEST_TOKENS = 4096  # only what is used takes memory
 
-__all__ = ["DEFAULT_BATCH_TOKENS", "DEFAULT_REQUEST_TOKENS", "choose_kv_dtype", "compile", "kv_block_bytes", "kv_memory"]
+__all__ = [
+    "DEFAULT_BATCH_TOKENS",
+    "DEFAULT_REQUEST_TOKENS",
+    "choose_kv_dtype",
+    "compile",
+    "kv_block_bytes",
+    "kv_memory",
+]
