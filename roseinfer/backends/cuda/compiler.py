@@ -13,9 +13,14 @@ from functools import partial
 import torch
 
 from roseinfer.backends import ProgramOptions
-from roseinfer.backends.cuda.inputs import SPLIT, StepInputs
+from roseinfer.backends.cuda.inputs import StepInputs
 from roseinfer.backends.cuda.kernels import elementwise
-from roseinfer.backends.cuda.kernels.attention import attention, attention_workspace_floats, tokens_per_tile
+from roseinfer.backends.cuda.kernels.attention import (
+    SPLIT_KEYS,
+    attention,
+    attention_workspace_floats,
+    tokens_per_tile,
+)
 from roseinfer.backends.cuda.kernels.embedding import embedding
 from roseinfer.backends.cuda.kernels.library_linear import is_worth_it, library_linear
 from roseinfer.backends.cuda.kernels.linear import linear, linear_workspace_floats
@@ -39,7 +44,7 @@ from roseinfer.graph.graph import (
 )
 from roseinfer.graph.memory import Span, plan_memory
 
-WANTED_PROGRAMS = 264  # of attention at once: two for each multiprocessor of a large GPU
+ATTENTION_PROGRAMS = 264  # wanted at once: two for each multiprocessor of a large GPU
 MAX_PARTIAL_FLOATS = 16 << 20  # of attention's split work: 64 MiB
 NUM_COUNTERS = 1 << 16
 
@@ -142,7 +147,7 @@ class Compiler:
 
     def attention_floats(self) -> int:
         """Enough for one token, whatever its context, and not much more than that for many."""
-        context = -(-self.options.num_blocks * self.options.block_size // SPLIT)
+        context = -(-self.options.num_blocks * self.options.block_size // SPLIT_KEYS)
         specs = self.graph.attention_specs
         least = max((attention_workspace_floats(1, s.num_heads, s.head_dim, context) for s in specs), default=1)
         tokens = self.options.max_batch_tokens
@@ -150,14 +155,10 @@ class Compiler:
         return max(least, min(most, MAX_PARTIAL_FLOATS))
 
     def num_splits(self, spec: AttentionSpec, step: StepInputs) -> int:
-        """How many programs share the keys of a query tile: several where tiles alone would not fill the device."""
-        most = -(-step.context // SPLIT)
+        """How many programs may share the keys of a query tile: several where tiles alone would not fill the device."""
+        most = -(-step.context // SPLIT_KEYS)
         num_tiles = step.tiles[tokens_per_tile(spec)].rows.shape[0] * spec.num_kv_heads
-        wanted = min(most, -(-WANTED_PROGRAMS // num_tiles))
-        if num_tiles > NUM_COUNTERS:
-            return 1
-        floats = attention_workspace_floats(step.num_tokens, spec.num_heads, spec.head_dim, most)
-        return wanted if floats <= self.attention_workspace.partials.shape[0] else 1
+        return 1 if num_tiles > NUM_COUNTERS else min(most, -(-ATTENTION_PROGRAMS // num_tiles))
 
     # -- operations -----------------------------------------------------------------------------------------
 

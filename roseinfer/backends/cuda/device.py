@@ -46,12 +46,13 @@ def free_memory(device: torch.device) -> int:
 
 @contextmanager
 def lost_device() -> Iterator[None]:
-    """Raises DeviceLostError for errors after which CUDA refuses every other call of the process, too."""
+    """Raises DeviceLostError for errors of CUDA: after most of them it refuses all other calls of the process, too."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if isinstance(error, torch.AcceleratorError) or "Triton Error [CUDA]" in str(error):
+        is_of_cuda = isinstance(error, torch.AcceleratorError) or "Triton Error [CUDA]" in str(error)
+        if is_of_cuda and "out of memory" not in str(error):
             raise DeviceLostError(f"the CUDA device has failed: {error}") from error
         raise

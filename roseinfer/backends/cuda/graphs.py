@@ -6,10 +6,13 @@ kernels, something that a capture does not allow. What is captured reads its inp
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 64  # some megabytes each; the one that was not used the longest goes
 
@@ -34,20 +37,28 @@ class DecodeGraphs:
         if self._capture is None:
             run()
             return
-        is_known = key in self._replays
-        replay = self._replays.get(key)
-        if not is_known:
-            self._remember(key, None)
+        if key not in self._replays:
             run()
+            self._remember(key, None)
             return
+        replay = self._replays[key]
         if replay is None:
-            replay = self._capture(run)
+            replay = self._captured(run)
             self._remember(key, replay)
         self._replays.move_to_end(key)
         replay()
 
     def clear(self) -> None:
         self._replays.clear()
+
+    def _captured(self, run: Run) -> Run:
+        """The replay; a step that cannot be captured, for example for want of memory, goes on as it did before."""
+        assert self._capture is not None
+        try:
+            return self._capture(run)
+        except RuntimeError as error:
+            logger.warning("a step was not captured in a CUDA graph: %s", error)
+            return run
 
     def _remember(self, key: Hashable, replay: Run | None) -> None:
         self._replays[key] = replay
@@ -56,16 +67,13 @@ class DecodeGraphs:
 
 
 class CudaCapture:
-    """`Capture` on one stream. All graphs share a pool, which stays empty: the program's buffers are made before."""
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._stream = stream
-        self._pool = torch.cuda.graph_pool_handle()
+    """`Capture` on the current stream, which is not the default one."""
 
     def __call__(self, run: Run) -> Run:
+        # Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache first. No pool is shared: it
+        # would be gone with the last graph, and hardly anything is allocated, since buffers are made beforehand.
         graph = torch.cuda.CUDAGraph()
-        # Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache first.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        graph.capture_begin(capture_error_mode="thread_local")
         try:
             run()
         finally:

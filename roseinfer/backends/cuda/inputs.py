@@ -9,16 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from roseinfer.backends.cuda.kernels.attention import QueryTiles, make_tiles
+from roseinfer.backends.cuda.kernels.attention import SPLIT_KEYS, QueryTiles, make_tiles
 from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE
+from roseinfer.backends.cuda.stages import NUM_STAGES, aligned
 from roseinfer.core.batch import ForwardInputs, Int32Array
 
-ALIGNMENT = 4  # numbers of 4 bytes: kernels load 16 bytes at a time
-NUM_STAGES = 2  # steps whose copies may be under way
 NO_POSITION = -1  # of a token that does not exist
 
-SPLIT = 256
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LARGE_DECODE_STEP = 128  # between the sizes above those
 CONTEXT_GROWTH = 4
 
 
@@ -50,7 +49,8 @@ def is_decode(inputs: ForwardInputs) -> bool:
 def padded_decode(inputs: ForwardInputs, max_tokens: int) -> ForwardInputs:
     """The same step at one of few sizes, with tokens behind it that do not exist: one CUDA graph serves them all."""
     num_tokens = inputs.num_tokens
-    size = next((size for size in DECODE_SIZES if size >= num_tokens), num_tokens)
+    large = -(-num_tokens // LARGE_DECODE_STEP) * LARGE_DECODE_STEP
+    size = next((size for size in DECODE_SIZES if size >= num_tokens), large)
     size = max(min(size, max_tokens), num_tokens)
     num_columns = context_of(inputs) // BLOCK_SIZE
     block_tables = np.full((size, num_columns), -1, dtype=np.int32)
@@ -68,7 +68,7 @@ def padded_decode(inputs: ForwardInputs, max_tokens: int) -> ForwardInputs:
 def context_of(inputs: ForwardInputs) -> int:
     """A bound on the positions that any token sees, one of few."""
     needed = int(inputs.positions.max(initial=0)) + 1
-    context = SPLIT
+    context = SPLIT_KEYS
     while context < needed:
         context *= CONTEXT_GROWTH
     return context
@@ -121,7 +121,7 @@ class InputStage:
         return step, has_moved
 
     def _copy(self, arrays: Sequence[Int32Array]) -> tuple[list[torch.Tensor], bool]:
-        offsets = np.cumsum([0, *(-(-len(array) // ALIGNMENT) * ALIGNMENT for array in arrays)]).tolist()
+        offsets = np.cumsum([0, *(aligned(len(array)) for array in arrays)]).tolist()
         has_moved = offsets[-1] > len(self._on_device)
         if has_moved:
             self._make(2 * offsets[-1])

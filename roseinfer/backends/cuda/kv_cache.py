@@ -65,6 +65,9 @@ class KvCache:
     def slab_bytes(self) -> int:
         return self._slab_len * self._dtype.itemsize
 
+    def clear(self) -> None:
+        self._slabs.clear()
+
     def reserve(self, num_blocks: int) -> int:
         """Memory for the first `num_blocks` blocks, as far as the device grants it; says how many have it now."""
         while self.capacity < min(num_blocks, self.num_blocks):
@@ -72,8 +75,6 @@ class KvCache:
                 slab = torch.empty(self._slab_len, dtype=self._dtype, device=self._device)
             except torch.OutOfMemoryError:
                 break
-            # What is masked is still multiplied, by zero; a NaN left in the memory would survive that.
-            slab.zero_()
             self._addresses[len(self._slabs)] = slab.data_ptr()
             self._slabs.append(slab)
         return self.capacity

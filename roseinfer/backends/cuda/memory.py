@@ -56,27 +56,22 @@ def compile(
     block_bytes = kv_block_bytes(graph.attention_specs, options.kv_dtype)
     kv_bytes = block_bytes * options.num_blocks
     free_bytes = free_memory(device)
+    _check_fit(device, free_bytes, packed_bytes(weights, dtype, options.weight_dtype), kv_bytes, 0)
     placed = Weights(weights, dtype, device, options.weight_dtype, progress or _ignore)
     try:
         cache = KvCache(graph.attention_specs, options.num_blocks, _slab_blocks(block_bytes, options), kv_dtype, device)
         compiled = Compiler(graph, placed, options, cache.layers, device).compile()
-        cache.reserve(1)
+        _check_fit(device, free_bytes, placed.num_bytes, kv_bytes, compiled.activation_bytes)
+        program = CudaProgram(compiled, cache, options, graph.vocab_size, placed.num_bytes, block_bytes, device)
+        program.reserve(1)
+        if device.type == "cuda":
+            program.warm_up()
     except torch.OutOfMemoryError:
         raise ConfigError(
             f"{device_name(device)} has {_gib(free_bytes)} free, which is not enough for the weights and activations; "
             "lower --max-batch-tokens or choose a smaller model"
         ) from None
-    program = CudaProgram(compiled, cache, options, graph.vocab_size, placed.num_bytes, block_bytes, device)
     taken = placed.num_bytes + compiled.activation_bytes
-    if taken + kv_bytes > free_bytes:
-        program.close()
-        raise ConfigError(
-            f"{device_name(device)} has {_gib(free_bytes)} free, and {_gib(taken + kv_bytes)} are needed: weights "
-            f"{_gib(placed.num_bytes)}, KV cache up to {_gib(kv_bytes)}, activations "
-            f"{_gib(compiled.activation_bytes)}; lower --kv-cache-memory"
-        )
-    if device.type == "cuda":
-        program.warm_up()
     logger.info(
         "%s: weights %s, activations %s, KV cache up to %s, grown by %s; %s of %s stay free",
         program.device_name,
@@ -86,8 +81,21 @@ def compile(
     return program
 
 
+def _check_fit(device: torch.device, free_bytes: int, weight_bytes: int, kv_bytes: int, activation_bytes: int) -> None:
+    needed = weight_bytes + kv_bytes + activation_bytes
+    if needed > free_bytes:
+        raise ConfigError(
+            f"{device_name(device)} has {_gib(free_bytes)} free, and {_gib(needed)} are needed: weights "
+            f"{_gib(weight_bytes)}, KV cache up to {_gib(kv_bytes)}, activations {_gib(activation_bytes)}; "
+            "lower --kv-cache-memory or --max-batch-tokens"
+        )
+
+
 def _slab_blocks(block_bytes: int, options: ProgramOptions) -> int:
-    return max(1, min(options.num_blocks, SLAB_BYTES // max(block_bytes, 1)))
+    """Of slabs that are about equal, so that the last one has hardly more blocks than there are."""
+    most = max(1, SLAB_BYTES // max(block_bytes, 1))
+    num_slabs = -(-options.num_blocks // most)
+    return -(-options.num_blocks // num_slabs)
 
 
 def _kv_dtype(name: str) -> torch.dtype:

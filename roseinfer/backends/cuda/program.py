@@ -18,10 +18,38 @@ from roseinfer.backends.cuda.kernels.pending_tokens import fill_pending_tokens
 from roseinfer.backends.cuda.kv_cache import KvCache
 from roseinfer.backends.cuda.sampler import PendingSamples, Sampler
 from roseinfer.core.batch import Float32Array, ForwardInputs, SampleOutput, SamplingInputs, ScoreInputs, UInt64Array
-from roseinfer.core.errors import EngineError
+from roseinfer.core.errors import DeviceLostError, EngineError
 
 STAGE_NUMBERS = 1 << 16  # int32 of a step's inputs, until one needs more
-WARM_UP_SIZES = (1, 17, 33, 65, 129)  # tokens: one for each tile size of linears, so that all kernels get compiled
+# Tokens: one for each tile size of linears, with and without split columns, so that kernels are compiled beforehand.
+WARM_UP_SIZES = (1, 17, 33, 65, 129, 257)
+
+
+class Milestones:
+    """Places in a step that a watchdog is told of when the device has passed them."""
+
+    def __init__(self, counter: UInt64Array | None) -> None:
+        self._counter = counter
+        self._events: list[torch.cuda.Event] = []
+
+    def set(self, *, is_cuda: bool) -> None:
+        """Behind what was launched last; the host gets on, too."""
+        self.count()
+        if is_cuda and self._counter is not None:
+            event = torch.cuda.Event()
+            event.record()
+            self._events.append(event)
+
+    def wait(self) -> None:
+        """Until the device has passed all of them."""
+        for event in self._events:
+            event.synchronize()
+            self.count()
+        self._events.clear()
+
+    def count(self) -> None:
+        if self._counter is not None:
+            self._counter[0] += 1
 
 
 @dataclass(frozen=True)
@@ -30,15 +58,16 @@ class Launched:
 
     samples: PendingSamples | None
     scores: PendingSamples | None
-    progress_counter: UInt64Array | None
+    milestones: Milestones
 
     def collect(self) -> tuple[SampleOutput | None, SampleOutput | None]:
         """Samples and scores, as soon as they are there."""
         with lost_device():
-            results = tuple(pending.collect() if pending else None for pending in (self.samples, self.scores))
-        if self.progress_counter is not None:
-            self.progress_counter[0] += 1
-        return results  # type: ignore[return-value]
+            self.milestones.wait()
+            samples = self.samples.collect() if self.samples else None
+            scores = self.scores.collect() if self.scores else None
+        self.milestones.count()
+        return samples, scores
 
 
 class CudaProgram:
@@ -63,10 +92,12 @@ class CudaProgram:
         self._options = options
         self._weight_bytes = weight_bytes
         self._block_bytes = block_bytes
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._stage = InputStage(device, STAGE_NUMBERS)
-        self._graphs = DecodeGraphs(CudaCapture(self._stream) if self._stream else None)
+        self._graphs = DecodeGraphs(CudaCapture() if self._stream else None)
         self._sampler = Sampler(vocab_size, device, options.max_logit_rows)
+        self._milestones = Milestones(options.progress_counter)
         self._num_logits = 0
         self._last_samples: torch.Tensor | None = None
         if self._stream:
@@ -80,11 +111,15 @@ class CudaProgram:
 
     def sample(self, inputs: SamplingInputs) -> SampleOutput:
         with self._on_stream():
-            return self._sample(inputs).collect()
+            pending = self._sample(inputs)
+            self._milestones.wait()
+            return pending.collect()
 
     def score(self, inputs: ScoreInputs) -> SampleOutput:
         with self._on_stream():
-            return self._sampler.score(self._logits(), inputs).collect()
+            pending = self._sampler.score(self._logits(), inputs)
+            self._milestones.wait()
+            return pending.collect()
 
     def launch(self, forward: ForwardInputs, sampling: SamplingInputs | None, score: ScoreInputs | None) -> Launched:
         """All of a step without waiting for any of it."""
@@ -92,7 +127,7 @@ class CudaProgram:
             self._forward(forward)
             scores = self._sampler.score(self._logits(), score) if score else None
             samples = self._sample(sampling) if sampling else None
-        return Launched(samples, scores, self._options.progress_counter)
+        return Launched(samples, scores, self._milestones)
 
     def logits(self) -> Float32Array:
         with self._on_stream():
@@ -116,21 +151,29 @@ class CudaProgram:
         }
 
     def close(self) -> None:
-        if self._stream:
-            self._stream.synchronize()
+        """Waits for what is under way, and gives the device's memory back."""
+        with contextlib.suppress(DeviceLostError), lost_device():
+            if self._stream:
+                self._stream.synchronize()
         self._graphs.clear()
-        self._compiled = None
+        self._compiled = self._last_samples = None
+        self._cache.clear()
+        self._sampler = Sampler(self.vocab_size, torch.device("cpu"), 1)  # which takes nothing
+        if self._stream:
+            torch.cuda.empty_cache()
 
     # -- parts ----------------------------------------------------------------------------------------------
 
     def warm_up(self) -> None:
-        """Compiles the kernels, on tokens that do not exist. Their compilation is kept on disk by Triton."""
-        for size in WARM_UP_SIZES:
-            if size <= self._options.max_batch_tokens:
-                self.forward(_nothing(size, min(size, self._options.max_logit_rows)))
+        """Compiles the kernels, on tokens that do not exist. Triton keeps them on disk for the next start."""
+        most = self._options.max_batch_tokens
+        for size in sorted({min(size, most) for size in (*WARM_UP_SIZES, most)}):
+            self.forward(_nothing(size, min(size, self._options.max_logit_rows)))
         self._graphs.clear()
         with self._on_stream():
             self._sampler.warm_up()
+            nothing = torch.zeros(1, dtype=torch.int32, device=self._device)
+            fill_pending_tokens(nothing, nothing)
         if self._stream:
             self._stream.synchronize()
 
@@ -141,6 +184,7 @@ class CudaProgram:
         if is_uniform:
             inputs = padded_decode(inputs, min(self._options.max_batch_tokens, self._options.max_logit_rows))
         assert self._compiled is not None
+        self._milestones = Milestones(self._options.progress_counter)
         step, has_moved = self._stage.put(inputs, self._compiled.tile_sizes)
         if has_moved:
             self._graphs.clear()
@@ -149,15 +193,14 @@ class CudaProgram:
         if is_uniform:
             self._graphs.run((step.num_tokens, step.context), lambda: self._run(step))
         else:
-            self._run(step)
+            self._run(step, has_milestones=True)
 
-    def _run(self, step: StepInputs) -> None:
+    def _run(self, step: StepInputs, *, has_milestones: bool = False) -> None:
+        """Steps of many tokens may take seconds, as kernels do that are compiled; both must be seen to get on."""
         assert self._compiled is not None
-        counter = self._options.progress_counter
         for _, operation in self._compiled.operations:
             operation(step)
-            if counter is not None:  # the first step compiles kernels, which takes seconds
-                counter[0] += 1
+            self._milestones.set(is_cuda=has_milestones and self._stream is not None)
 
     def _sample(self, inputs: SamplingInputs) -> PendingSamples:
         pending = self._sampler.sample(self._logits(), inputs)

@@ -12,6 +12,7 @@ from roseinfer.backends.cuda.formats import PackedMatrix, layout_of, pack
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.errors import ConfigError
 
+CHECKED_VALUES = 1 << 24  # at a time: the check takes some bytes for each
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -101,7 +102,7 @@ class Weights:
     def _check_finite(self, packed: PackedMatrix, names: tuple[str, ...]) -> None:
         if packed.layout != "dense" or packed.arrays[0].device.type == "meta":
             return
-        for rows in packed.arrays[0].split(1 << 14):
+        for rows in packed.arrays[0].split(max(1, CHECKED_VALUES // packed.num_columns)):
             if not bool(torch.isfinite(rows).all()):
                 dtype = str(self.dtype).removeprefix("torch.")
                 raise ConfigError(f"tensor {', '.join(names)} has values that dtype {dtype} cannot hold")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from roseinfer.backends.cuda import formats
 from roseinfer.backends.cuda.device import open_device
 from roseinfer.backends.cuda.formats import PackedMatrix, layout_of, layouts, pack
+from roseinfer.backends.cuda.kernels.arithmetic import element_type
 from roseinfer.backends.cuda.kernels.launch import launch
-from roseinfer.backends.cuda.kernels.linear import TL_DTYPES
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.errors import ConfigError
 from roseinfer.quant import get_format
@@ -40,7 +40,7 @@ def read_tile(matrix: PackedMatrix, first_row: int, k0: int, block_k: int) -> to
     """Four rows from `first_row` on, at columns k0 : k0 + block_k, as float32."""
     out = torch.full((4, block_k), torch.nan, device=matrix.arrays[0].device)
     args = (out, *matrix.pointers, first_row, k0, matrix.num_columns)
-    launch(_read_tile, (1,), *args, TILE=matrix.tile, BLOCK_K=block_k, DTYPE=TL_DTYPES[matrix.dtype])
+    launch(_read_tile, (1,), *args, TILE=matrix.tile, BLOCK_K=block_k, DTYPE=element_type(matrix.dtype))
     return out.cpu()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from roseinfer.backends.cuda.graphs import DecodeGraphs
 
 
@@ -60,3 +62,28 @@ def test_cleared_graphs_are_captured_anew() -> None:
     graphs.clear()
     graphs.run("a", recorder.run("a"))
     assert recorder.events[-1] == "run a"
+
+
+def test_a_step_that_cannot_be_captured_goes_on_as_it_did(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(run: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("no memory")
+
+    recorder = Recorder()
+    graphs = DecodeGraphs(refuse)
+    for _ in range(4):
+        graphs.run("a", recorder.run("a"))
+    assert recorder.events == ["run a"] * 4
+    assert caplog.text.count("not captured in a CUDA graph: no memory") == 1
+
+
+def test_a_first_run_that_failed_is_a_first_run_again() -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(recorder.capture)
+
+    def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        graphs.run("a", fail)
+    graphs.run("a", recorder.run("a"))
+    assert recorder.events == ["run a"]

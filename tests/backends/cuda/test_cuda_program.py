@@ -12,6 +12,7 @@ import torch
 from roseinfer.backends import LookaheadProgram, ProgramOptions
 from roseinfer.backends.cuda import choose_kv_dtype, graphs, kv_block_bytes, memory
 from roseinfer.backends.cuda.inputs import InputStage, context_of, padded_decode
+from roseinfer.backends.cuda.kernels import library_linear
 from roseinfer.backends.cuda.program import CudaProgram
 from roseinfer.checkpoints import open_checkpoint
 from roseinfer.core.batch import ForwardInputs, SamplingInputs, ScoreInputs
@@ -262,3 +263,21 @@ def test_the_watchdog_sees_every_operation(model: Model) -> None:
     watched = compile_model("cuda", model, options)
     watched.forward(decode_inputs(1, 0))
     assert counter[0] > 10
+
+
+def test_fast_differs_in_the_last_bits_only(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_linear, "MIN_TOKENS", 4)
+    inputs = Driver(compile_model("cuda", model, OPTIONS), OPTIONS).inputs([Row(SEQUENCES[0])], [21])
+    plain, fast = (compile_model("cuda", model, replace(OPTIONS, fast=fast)) for fast in (False, True))
+    plain.forward(inputs)
+    monkeypatch.setattr("roseinfer.backends.cuda.compiler.linear", None)  # none of them is ours
+    fast.forward(inputs)
+    np.testing.assert_allclose(fast.logits(), plain.logits(), rtol=1e-4, atol=1e-4)
+
+
+def test_closing_gives_the_memory_back(model: Model) -> None:
+    made = compile_model("cuda", model, OPTIONS)
+    made.forward(decode_inputs(2, 0))
+    made.close()
+    assert made._cache.num_bytes == 0
+    made.close()

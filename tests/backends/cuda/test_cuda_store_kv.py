@@ -39,6 +39,8 @@ def make_step(group: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) 
     specs = [AttentionSpec(layer, num_heads, num_kv_heads, head_dim, 1.0) for layer in range(2)]
     cache = KvCache(specs, NUM_BLOCKS, BLOCKS_PER_SLAB, dtype, device)
     cache.reserve(NUM_BLOCKS)
+    for slab in cache._slabs:
+        slab.zero_()
     width = (num_heads + 2 * num_kv_heads) * head_dim
     joined = torch.randn(4, width + 5, generator=random).to(device)  # of one linear, as programs lay them out
     q, k, v, _ = joined.split([num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim, 5], dim=1)

@@ -10,9 +10,15 @@ from roseinfer.backends.cuda.formats._unpack import load_columns
 from roseinfer.backends.cuda.kernels.arithmetic import cast
 from roseinfer.checkpoints.tensor import Tensor
 
+_STORED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
 
 def pack(matrix: Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return (torch.tensor(matrix.numpy()).to(dtype),)
+    stored = _STORED.get(matrix.format)
+    if stored is None:
+        return (torch.tensor(matrix.numpy()).to(dtype),)
+    # A copy, because torch cannot view the file's memory, which is read-only.
+    return (torch.from_numpy(matrix.data.copy()).view(stored).view(matrix.shape).to(dtype),)
 
 
 @triton.jit

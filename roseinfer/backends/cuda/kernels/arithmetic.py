@@ -5,10 +5,16 @@ The interpreter cuts float32 off where hardware rounds it to bfloat16, and multi
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+def element_type(dtype: torch.dtype) -> tl.dtype:
+    """The same type as kernels name it."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 @triton.jit

@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from roseinfer.backends.cuda.kernels.arithmetic import cast, dot
+from roseinfer.backends.cuda.kernels.arithmetic import cast, dot, element_type
 from roseinfer.backends.cuda.kernels.launch import capability_of, launch
-from roseinfer.backends.cuda.kernels.store_kv import element_type, key_rows
+from roseinfer.backends.cuda.kernels.store_kv import key_rows
 from roseinfer.backends.cuda.kernels.workspace import Workspace
 from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE, KvLayer
 from roseinfer.core.batch import Int32Array
@@ -215,7 +215,7 @@ def merge_partials(
         store_output(out, out_stride, tokens, heads, mask, total_denominator, total, D, PADDED_D)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "most_splits", "window", "offset"])
+@triton.jit(do_not_specialize=["table_stride", "num_tokens", "most_splits", "window", "offset"])
 def attention_kernel(
     q, out, positions, row_offsets, block_tables, tile_rows, tile_starts, slabs, partials, counters,
     q_stride, out_stride, table_stride, num_tokens: tl.int64, most_splits: tl.int64, window: tl.int32, offset: tl.int64,

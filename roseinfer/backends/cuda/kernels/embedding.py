@@ -33,7 +33,7 @@ def embedding(ids: torch.Tensor, weight: PackedMatrix, out: torch.Tensor, scale:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _embedding_kernel(
     ids,
     a0,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from roseinfer.backends.cuda.formats import PackedMatrix
 
+CHUNK_TOKENS = 1024  # at a time: results lie in memory that nothing else has
 MIN_TOKENS = 256  # below it the split kernels are at the memory's speed anyway
 
 _ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
@@ -27,7 +28,21 @@ def library_linear(
     gated: bool,
 ) -> None:
     """What `linear` computes, for a dense matrix: x [T, K], out [T, N] or, gated, [T, N / 2]."""
-    y = F.linear(x.to(weight.dtype), weight.arrays[0]).float()
+    for first in range(0, x.shape[0], CHUNK_TOKENS):
+        part = slice(first, first + CHUNK_TOKENS)
+        kept = None if residual is None else residual[part]
+        out[part].copy_(_linear(x[part], weight, bias, kept, activation, gated))
+
+
+def _linear(
+    x: torch.Tensor,
+    weight: PackedMatrix,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str,
+    gated: bool,
+) -> torch.Tensor:
+    y = _product(x.to(weight.dtype), weight.arrays[0])
     if bias is not None:
         y += bias
     if gated:
@@ -37,4 +52,11 @@ def library_linear(
         y = _ACTIVATIONS[activation](y)
     if residual is not None:
         y = y + residual
-    out.copy_(y)
+    return y
+
+
+def _product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """x · matrixᵀ in float32: sums are not rounded to what was multiplied."""
+    if x.device.type == "cuda" and x.dtype != torch.float32:
+        return torch.mm(x, matrix.T, out_dtype=torch.float32)
+    return x.float() @ matrix.float().T

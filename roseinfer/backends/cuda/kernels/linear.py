@@ -16,11 +16,10 @@ import triton.language as tl
 
 from roseinfer.backends.cuda.formats import PackedMatrix
 from roseinfer.backends.cuda.kernels.activations import activated
-from roseinfer.backends.cuda.kernels.arithmetic import cast, dot
+from roseinfer.backends.cuda.kernels.arithmetic import cast, dot, element_type
 from roseinfer.backends.cuda.kernels.launch import is_interpreted, launch
 from roseinfer.backends.cuda.kernels.workspace import Workspace
 
-TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 WANTED_PROGRAMS = 132  # of 128 rows each: one for each multiprocessor of a large GPU
 MIN_SEGMENT = 256  # columns
 MAX_SPLIT_TOKENS = 256  # for more, partial results would be larger than weights
@@ -111,7 +110,7 @@ def linear(
         residual.stride(0) if residual is not None else 0,
         out.stride(0),
         TILE=weight.tile,
-        DTYPE=TL_DTYPES[weight.dtype],
+        DTYPE=element_type(weight.dtype),
         ACTIVATION=activation,
         GATED=gated,
         SEGMENT=segment_columns(weight.num_rows, weight.num_columns),
@@ -125,7 +124,7 @@ def linear(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _linear_kernel(
     x,
     a0,

@@ -17,7 +17,7 @@ def fill_pending_tokens(token_ids: torch.Tensor, samples: torch.Tensor) -> None:
     launch(_fill, (triton.cdiv(num_tokens, _BLOCK),), token_ids, samples, num_tokens, BLOCK=_BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _fill(token_ids, samples, num_tokens, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ids = tl.load(token_ids + index, mask=index < num_tokens, other=0)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from roseinfer.backends.cuda.kernels.arithmetic import cast
+from roseinfer.backends.cuda.kernels.arithmetic import cast, element_type
 from roseinfer.backends.cuda.kernels.launch import is_interpreted, launch
 from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE, KvLayer
 
@@ -64,11 +64,6 @@ def store_kv(
         num_warps=store_warps(group, head_dim),
         num_stages=1,
     )
-
-
-def element_type(dtype: torch.dtype) -> tl.dtype:
-    """The same type as kernels name it."""
-    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def store_warps(group: int, head_dim: int) -> int:
@@ -137,7 +132,7 @@ def put_heads(
         tl.store(targets + j, cast(rest, dtype), mask=mask & (j < D))
 
 
-@triton.jit(do_not_specialize=["offset"])
+@triton.jit(do_not_specialize=["offset", "num_tokens", "table_stride"])
 def store_kv_kernel(
     q, k, v, positions, token_rows, block_tables, slabs, inv_freq, q_norm, k_norm,
     q_stride, k_stride, v_stride, table_stride, offset: tl.int64, rope_scale, eps, num_tokens,
