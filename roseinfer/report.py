@@ -106,7 +106,10 @@ def _kernels(isa: str) -> list[tuple[str, str]]:
 
 def _gpus() -> str:
     """Names as the driver has them, which does not tell in a virtual machine of Windows."""
-    facts = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(NVIDIA.glob("gpus/*/information"))]
+    try:
+        facts = [file.read_text("utf-8", errors="replace") for file in sorted(NVIDIA.glob("gpus/*/information"))]
+    except OSError as error:
+        return f"cannot be read: {error}"
     lines = [line.partition(":") for text in facts for line in text.splitlines()]
     return ", ".join(value.strip() for name, _, value in lines if name == "Model") or "none that the system shows"
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Read when triton is first imported, which transformers may do too: kernels for GPUs run on the CPU here.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+from roseinfer.engine.device import has_driver
+
+# Read when triton is first imported, which transformers may do too: without a GPU its kernels run on the CPU.
+if not has_driver():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while they wait, and the matrices are small
 

@@ -37,6 +37,7 @@ class ProgramOptions:
     kv_dtype: str = "float16"  # float16 | bfloat16 | float32 | q8, where the backend has it
     num_threads: int = 0  # 0 = all cores
     isa: str = "auto"  # native only: auto | scalar | avx2 | avx512 | avx512_bf16
+    is_restart: bool = False  # KV memory that is not there any more is no error: `reserve` gives what there is
     fast: bool = False  # a row's result may depend on the rows beside it, where that is faster
     progress_counter: UInt64Array | None = None  # [1], raised as long as kernels get on; a watchdog looks at it
     kv_file: KvFile | None = None  # native only: memory for KV blocks that outlives the program; None = its own
@@ -121,6 +122,9 @@ class Backend(Protocol):
 
         A program whose KV memory grows has `reserve(num_blocks)`, see `BlockPool`; one on a GPU has `device_name`.
         """
+
+    def check_device(self) -> None:
+        """Raises DeviceError where there is no device that it can run on."""
 
     def kv_block_bytes(self, specs: list[AttentionSpec], kv_dtype: str) -> int:
         """Bytes of one block of 16 tokens over all layers."""

@@ -77,7 +77,9 @@ class DeviceError(ConfigError):
 
 
 class DeviceLostError(BaseException):
-    """The device failed in a way that this process cannot recover from, and no request is to blame for it."""
+    """The device failed in a way that this process cannot recover from. No Exception, so that no single request is
+    blamed for it: it is a death like any other.
+    """
 
 
 class CheckpointError(RoseinferError):

@@ -49,6 +49,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load"):
     max_pending_grammars: int
     grammar_seconds: float
     log_level: int
+    is_restart: bool = False
 
 
 class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import roseinfer
-from roseinfer.backends import KvFile, Program, ProgramOptions, Progress, backend_module
+from roseinfer.backends import Backend, KvFile, Program, ProgramOptions, Progress, backend_module
 from roseinfer.cache.block_pool import BlockPool, Reserve
 from roseinfer.cache.kept_blocks import KeptBlocks
 from roseinfer.cache.prefix_cache import PrefixCache
 from roseinfer.checkpoints import Checkpoint
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.core.batch import UInt64Array
-from roseinfer.core.errors import ConfigError
+from roseinfer.core.errors import ConfigError, DeviceError
 from roseinfer.engine.device import choose_backend
 from roseinfer.engine.engine import Engine
 from roseinfer.engine.model_info import ModelInfo
@@ -62,6 +62,7 @@ def build_engine(
     progress_counter: UInt64Array | None = None,
     cache_fd: int | None = None,
     wrap: Wrap = unwrapped,
+    is_restart: bool = False,
 ) -> tuple[Engine, ModelInfo]:
     """Loads the checkpoint's weights; it may be closed afterwards.
 
@@ -72,8 +73,7 @@ def build_engine(
     what an engine before this one has left there. `wrap` may put a program of its own around the model's.
     Raises ConfigError for settings that do not fit the model or the device, CheckpointError for the model itself.
     """
-    backend_name = choose_backend(device)
-    backend = backend_module(backend_name)
+    backend_name, backend = _open_backend(device)
     model = load_model(checkpoint)
     max_batch_tokens = max_batch_tokens or backend.DEFAULT_BATCH_TOKENS
     kv_dtype = backend.choose_kv_dtype(kv_dtype, dtype, isa, model.weights)
@@ -82,6 +82,8 @@ def build_engine(
     if kv_cache_memory is None:
         num_tokens = max(context, max_running * backend.DEFAULT_REQUEST_TOKENS)
         allowed = backend.kv_memory(model.weights, dtype, weight_dtype)
+        if is_restart:
+            allowed = max(allowed, block_bytes)  # where it is not there, `reserve` will say so
         kv_cache_memory = _automatic_memory(-(-num_tokens // BLOCK_SIZE) * block_bytes, allowed, block_bytes)
     num_blocks = _num_blocks(block_bytes, kv_cache_memory)
     if max_model_len is not None and num_blocks * BLOCK_SIZE < max_model_len:
@@ -103,6 +105,7 @@ def build_engine(
         num_threads=num_threads,
         isa=isa,
         fast=fast,
+        is_restart=is_restart,
         progress_counter=progress_counter,
         kv_file=KvFile(kept.fd, kept.offset) if kept else None,
     )
@@ -201,6 +204,20 @@ def _keep_blocks(fd: int, identity: str, num_blocks: int, block_bytes: int) -> K
     except OSError as error:
         logger.warning("the KV cache will not outlive the engine: %s", error)
         return None
+
+
+def _open_backend(device: str) -> tuple[str, Backend]:
+    """By name; auto goes on with the CPU where there is a GPU that cannot be used."""
+    name = choose_backend(device)
+    try:
+        backend = backend_module(name)
+        backend.check_device()
+    except DeviceError as error:
+        if device != "auto" or name == "native":
+            raise
+        logger.warning("%s; going on with the CPU", error)
+        return "native", backend_module("native")
+    return name, backend
 
 
 def _reserve_of(program: Program) -> Reserve | None:

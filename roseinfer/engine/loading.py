@@ -44,4 +44,5 @@ def build_engine_of(
         progress_counter=progress_counter,
         cache_fd=cache_fd,
         wrap=wrap,
+        is_restart=load.is_restart,
     )

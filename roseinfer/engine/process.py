@@ -17,6 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import msgspec
+
 from roseinfer.core.errors import EngineError, RoseinferError
 from roseinfer.core.messages import AddRequest, Command, EngineStats, StepOutput, TokenOutput
 from roseinfer.core.python_process import fill_standard_files
@@ -216,7 +218,7 @@ class EngineProcess:
         return child.end()
 
     def _load_model(self, child: ChildProcess) -> None:
-        child.send(self._load)
+        child.send(msgspec.structs.replace(self._load, is_restart=self.num_restarts > 0))
         start = time.monotonic()
         while True:
             match self._read(child, self._load_seconds):
@@ -332,5 +334,7 @@ class EngineProcess:
 
 
 def _identity(info: ModelInfo) -> ModelInfo:
-    """All that answers depend on; the memory may be planned otherwise where the machine's has changed."""
-    return dataclasses.replace(info, memory={})
+    """All that answers depend on; the memory may be planned otherwise where the machine's has changed, and with it how
+    long an answer may get.
+    """
+    return dataclasses.replace(info, memory={}, max_model_len=0)

@@ -81,7 +81,7 @@ class Scheduler:
         self.max_chunk_tokens = max_chunk_tokens or max_batch_tokens
         self.max_running = max_running
         self.max_logit_rows = max_logit_rows or max_running
-        self.max_model_len = min(max_model_len, block_pool.num_tokens)
+        self._max_model_len = max_model_len
         self.num_preemptions = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
@@ -90,6 +90,11 @@ class Scheduler:
         self.waiting = WaitingQueue(self.token_counters)
         self._requests: dict[str, Request] = {}
         self._under_way = _NOTHING  # assumed, and not yet settled
+
+    @property
+    def max_model_len(self) -> int:
+        """What the limit and the pool, which may shrink, allow."""
+        return min(self._max_model_len, self.block_pool.num_tokens)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
@@ -167,6 +172,8 @@ class Scheduler:
             cached = self._match(request)
             if self._is_in_flight(request, len(cached), plan) or not self._chunk_len(request, plan):
                 continue
+            if request.num_tokens > self.max_model_len:
+                continue  # the pool has shrunk; it ends by `fail_stuck`, and keeps nobody waiting until then
             if num_reserved + self._num_needed_blocks(request, cached) > self.block_pool.num_available:
                 break
             self._start(request)

@@ -207,6 +207,16 @@ def test_killed_engines_lose_nothing(model: Path) -> None:
         assert client.num_restarts == 3
 
 
+@pytest.mark.parametrize("count", [2, 6])  # launched ahead, and with edits in between
+def test_a_lost_device_loses_no_request(model: Path, count: int) -> None:
+    """It ends the process instead of the requests that were being computed."""
+    with running(model, main="tests.engine.lost_device_child") as (client, _):
+        requests = Running(client, mixed(count))
+        requests.wait()
+        requests.check_exact()
+        assert client.num_restarts == 1
+
+
 def test_requests_of_the_time_without_an_engine_are_taken(model: Path) -> None:
     with running(model) as (client, host):
         os.kill(host.pid or 0, signal.SIGKILL)

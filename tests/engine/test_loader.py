@@ -121,6 +121,7 @@ class OtherBackend:
         self.most_kv_memory = kv_memory
         self.num_backed = num_backed
         self.weights: Mapping[str, Tensor] = {}
+        self.fault: DeviceError | None = None
         self.options: ProgramOptions | None = None
 
     def compile(self, graph: Any, weights: Any, options: ProgramOptions, progress: Any = None) -> Any:
@@ -128,6 +129,10 @@ class OtherBackend:
         self.options = options
         program = self.backend.compile(graph, weights, dataclasses.replace(options, weight_dtype="auto"), progress)
         return GrowingProgram(program, self.num_backed)
+
+    def check_device(self) -> None:
+        if self.fault is not None:
+            raise self.fault
 
     def kv_block_bytes(self, specs: Any, kv_dtype: str) -> int:
         return self.backend.kv_block_bytes(specs, kv_dtype)
@@ -180,6 +185,29 @@ def test_the_automatic_cache_takes_no_more_than_the_backend_allows(build: Build,
     put_backend(OtherBackend(kv_memory=block_bytes - 1))
     with pytest.raises(ConfigError, match="there is no memory left for a KV cache"):
         build(device="cuda")
+
+
+def test_auto_goes_on_with_the_cpu_where_the_gpu_cannot_be_used(
+    build: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = OtherBackend()
+    other.fault = DeviceError("too old")
+    monkeypatch.setattr(loader, "choose_backend", lambda device: "cuda")
+    monkeypatch.setattr(loader, "backend_module", lambda name: other if name == "cuda" else backend_module(name))
+    assert build(device="auto")[1].device == "cpu"
+    assert "too old; going on with the CPU" in caplog.text
+    with pytest.raises(DeviceError, match="too old"):
+        build(device="cuda")
+
+
+def test_after_a_restart_memory_that_is_gone_is_no_error(build: Build, put_backend: PutBackend) -> None:
+    backend = put_backend(OtherBackend(kv_memory=0))
+    with pytest.raises(ConfigError, match="no memory left"):
+        build(device="cuda")
+    engine, _ = build(device="cuda", is_restart=True)
+    assert engine.stats().num_total_blocks == 1
+    assert backend.options is not None
+    assert backend.options.is_restart
 
 
 def end_of(engine: Engine, num_tokens: int) -> TokenOutput:

@@ -10,7 +10,7 @@ import os
 # Triton warns where neither is chosen; kernels/launch.py turns contraction off for every kernel.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 
-from roseinfer.backends.cuda.memory import choose_kv_dtype, compile, kv_block_bytes, kv_memory
+from roseinfer.backends.cuda.memory import check_device, choose_kv_dtype, compile, kv_block_bytes, kv_memory
 
 DEFAULT_BATCH_TOKENS = 4096  # what keeps tensor cores busy
 DEFAULT_REQUEST_TOKENS = 4096  # only what is used takes memory
@@ -18,6 +18,7 @@ DEFAULT_REQUEST_TOKENS = 4096  # only what is used takes memory
 __all__ = [
     "DEFAULT_BATCH_TOKENS",
     "DEFAULT_REQUEST_TOKENS",
+    "check_device",
     "choose_kv_dtype",
     "compile",
     "kv_block_bytes",

@@ -11,6 +11,7 @@ import triton
 from roseinfer.core.errors import DeviceError, DeviceLostError
 from roseinfer.core.machine import usable_memory
 
+PASSING_FAULTS = ("out of memory", "invalid argument", "invalid configuration", "out of resources")
 MIN_CAPABILITY = (8, 0)  # Ampere: the oldest with bfloat16, asynchronous copies, and products by Triton
 
 
@@ -53,6 +54,6 @@ def lost_device() -> Iterator[None]:
         raise
     except RuntimeError as error:
         is_of_cuda = isinstance(error, torch.AcceleratorError) or "Triton Error [CUDA]" in str(error)
-        if is_of_cuda and "out of memory" not in str(error):
+        if is_of_cuda and not any(fault in str(error) for fault in PASSING_FAULTS):
             raise DeviceLostError(f"the CUDA device has failed: {error}") from error
         raise

@@ -14,7 +14,7 @@ from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE, KvCache
 from roseinfer.backends.cuda.program import CudaProgram
 from roseinfer.backends.cuda.weights import DTYPES, Weights, compute_dtype, packed_bytes
 from roseinfer.checkpoints.tensor import Tensor
-from roseinfer.core.errors import ConfigError
+from roseinfer.core.errors import ConfigError, DeviceError, DeviceLostError
 from roseinfer.graph import AttentionSpec, Graph
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 SLAB_BYTES = 128 << 20  # by which the KV cache grows
 RESERVED_BYTES = 512 << 20  # activations, graphs, and what libraries take for themselves
 KV_SHARE = 0.9  # of what is free then
+
+
+def check_device() -> None:
+    """Raises DeviceError where there is no CUDA device, or one that is too old."""
+    open_device()
 
 
 def kv_block_bytes(specs: list[AttentionSpec], kv_dtype: str) -> int:
@@ -55,13 +60,15 @@ def compile(
     dtype, kv_dtype = compute_dtype(options.dtype, weights), _kv_dtype(options.kv_dtype)
     block_bytes = kv_block_bytes(graph.attention_specs, options.kv_dtype)
     kv_bytes = block_bytes * options.num_blocks
+    # What is not there is not needed at once: the pool makes do with what it gets.
+    needed_kv_bytes = min(kv_bytes, SLAB_BYTES) if options.is_restart else kv_bytes
     free_bytes = free_memory(device)
-    _check_fit(device, free_bytes, packed_bytes(weights, dtype, options.weight_dtype), kv_bytes, 0)
+    _check_fit(device, free_bytes, packed_bytes(weights, dtype, options.weight_dtype), needed_kv_bytes, 0)
     placed = Weights(weights, dtype, device, options.weight_dtype, progress or _ignore)
     try:
         cache = KvCache(graph.attention_specs, options.num_blocks, _slab_blocks(block_bytes, options), kv_dtype, device)
         compiled = Compiler(graph, placed, options, cache.layers, device).compile()
-        _check_fit(device, free_bytes, placed.num_bytes, kv_bytes, compiled.activation_bytes)
+        _check_fit(device, free_bytes, placed.num_bytes, needed_kv_bytes, compiled.activation_bytes)
         program = CudaProgram(compiled, cache, options, graph.vocab_size, placed.num_bytes, block_bytes, device)
         program.reserve(1)
         if device.type == "cuda":
@@ -71,12 +78,14 @@ def compile(
             f"{device_name(device)} has {_gib(free_bytes)} free, which is not enough for the weights and activations; "
             "lower --max-batch-tokens or choose a smaller model"
         ) from None
+    except DeviceLostError as error:
+        raise DeviceError(f"{device_name(device)} cannot run the kernels: {error}") from error
     taken = placed.num_bytes + compiled.activation_bytes
     logger.info(
         "%s: weights %s, activations %s, KV cache up to %s, grown by %s; %s of %s stay free",
         program.device_name,
         *map(_gib, (placed.num_bytes, compiled.activation_bytes, kv_bytes, cache.slab_bytes)),
-        *map(_gib, (free_bytes - taken - kv_bytes, free_bytes)),
+        *map(_gib, (max(0, free_bytes - taken - kv_bytes), free_bytes)),
     )
     return program
 
@@ -87,7 +96,7 @@ def _check_fit(device: torch.device, free_bytes: int, weight_bytes: int, kv_byte
         raise ConfigError(
             f"{device_name(device)} has {_gib(free_bytes)} free, and {_gib(needed)} are needed: weights "
             f"{_gib(weight_bytes)}, KV cache up to {_gib(kv_bytes)}, activations {_gib(activation_bytes)}; "
-            "lower --kv-cache-memory or --max-batch-tokens"
+            "lower --kv-cache-memory or --max-batch-tokens, or use --device cpu"
         )
 
 

@@ -2,12 +2,19 @@
 
 from roseinfer.backends.native.compiler import compile, kv_block_bytes
 from roseinfer.backends.native.program import NativeProgram
-from roseinfer.backends.native.sizing import DEFAULT_BATCH_TOKENS, DEFAULT_REQUEST_TOKENS, choose_kv_dtype, kv_memory
+from roseinfer.backends.native.sizing import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_REQUEST_TOKENS,
+    check_device,
+    choose_kv_dtype,
+    kv_memory,
+)
 
 __all__ = [
     "DEFAULT_BATCH_TOKENS",
     "DEFAULT_REQUEST_TOKENS",
     "NativeProgram",
+    "check_device",
     "choose_kv_dtype",
     "compile",
     "kv_block_bytes",

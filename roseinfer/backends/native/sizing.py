@@ -13,6 +13,10 @@ DEFAULT_REQUEST_TOKENS = 512
 MAX_MEMORY_SHARE = 4  # the automatic KV cache takes at most this part of the machine's memory
 
 
+def check_device() -> None:
+    """There is always a CPU."""
+
+
 def choose_kv_dtype(kv_dtype: str, dtype: str, isa: str, weights: Mapping[str, Tensor]) -> str:
     """Auto is the precision that was asked for, if any, otherwise what attention is fastest with."""
     if kv_dtype != "auto":
