@@ -22,7 +22,7 @@ from roseinfer.core.errors import DeviceLostError, EngineError
 
 STAGE_NUMBERS = 1 << 16  # int32 of a step's inputs, until one needs more
 # Tokens: one for each tile size of linears, with and without split columns, so that kernels are compiled beforehand.
-WARM_UP_SIZES = (1, 17, 33, 65, 129, 257)
+WARM_UP_SIZES = (1, 17, 33, 65, 129, 257, 1024, 2048)
 
 
 class Milestones:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.random_model import BlockPool, TensorSpec
 from roseinfer.checkpoints.tensor import Tensor
 from roseinfer.graph import AttentionSpec, Graph, RopeSpec
 from roseinfer.quant import get_format
@@ -51,6 +50,8 @@ def make_graph(shape: Shape) -> tuple[Graph, dict[str, Tensor]]:
 
 def make_random(shape: Shape) -> tuple[Graph, dict[str, Tensor]]:
     """Its weights keep the size of what they are multiplied with."""
+    from benchmarks.random_model import BlockPool, TensorSpec  # needs gguf, which kernels do not
+
     graph, zeros = make_graph(shape)
     random, blocks = np.random.default_rng(0), BlockPool(0)
     weights: dict[str, Tensor] = {}

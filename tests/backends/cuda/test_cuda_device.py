@@ -62,7 +62,7 @@ pytestmark = pytest.mark.cuda
 
 RANDOM = np.random.default_rng(11)
 TINY_IDS = RANDOM.integers(0, tiny_models.VOCAB_SIZE, 300).tolist()  # two splits
-TINY_OPTIONS = with_options(max_batch_tokens=1024, max_logit_rows=1024)
+TINY_OPTIONS = with_options(num_blocks=192, max_batch_tokens=2048, max_logit_rows=2048)
 
 
 # -- every architecture against transformers ------------------------------------------------------------------------
@@ -288,10 +288,13 @@ def test_neighbours_make_no_difference(middle: Loaded) -> None:
         np.testing.assert_array_equal(logits, alone)
 
 
-def test_replays_are_what_the_launches_are(middle: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_are_what_the_launches_are(
+    middle: Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     middle.program._graphs.clear()
     replayed = middle.logits([1])
     assert len(middle.program._graphs) == 2  # for contexts of 256 and of 1024
+    assert "not captured" not in caplog.text
     monkeypatch.setattr(middle.program, "_graphs", DecodeGraphs(None))
     np.testing.assert_array_equal(replayed, middle.logits([1]))
 
@@ -412,7 +415,7 @@ def test_graphs_are_dropped_when_what_they_read_has_moved(llama: Model, monkeypa
     driver, row = Driver(program, TINY_OPTIONS), Row(TINY_IDS[:8])
     decoded = [driver.step([row], [1])[0] for _ in range(4)]
     assert len(program._graphs) == 1
-    driver.step([Row(TINY_IDS), Row(TINY_IDS), Row(TINY_IDS)], [300, 300, 300])
+    driver.step([Row(TINY_IDS) for _ in range(6)], [len(TINY_IDS)] * 6)  # of more numbers than any before
     assert len(program._graphs) == 0
     decoded += [driver.step([row], [1])[0] for _ in range(4)]
     assert len(program._graphs) == 1

@@ -14,7 +14,7 @@ from roseinfer.text import load_tokenizer
 from tests.harness import Driver, Row, compile_model, log_softmax, with_options
 
 TEXT = "The capital of France is Paris. The capital of Italy is"
-NUM_DECODED = 2
+NUM_DECODED = 1
 OPTIONS = with_options(num_blocks=4, max_batch_tokens=32, max_logit_rows=4)
 
 
@@ -44,11 +44,15 @@ def smollm2(smollm2_path: Path) -> tuple[Model, list[int], np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-3), ("float16", 2e-2), ("bfloat16", 5e-2)])
-def test_logprobs_are_those_of_plain_code(
-    smollm2: tuple[Model, list[int], np.ndarray], dtype: str, most: float
-) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_logprobs_are_those_of_plain_code(smollm2: tuple[Model, list[int], np.ndarray], dtype: str) -> None:
+    """Of all tokens, however unlikely; in bfloat16 they are nearer than plain code in bfloat16 comes."""
     model, token_ids, reference = smollm2
-    ours = logprobs("cuda", model, token_ids, dtype)
-    print(np.abs(ours - reference).max(), np.abs(ours - reference).mean())
-    assert np.abs(ours - reference).max() <= most
+    errors = np.abs(logprobs("cuda", model, token_ids, dtype) - reference)
+    if dtype == "bfloat16":
+        plain_errors = np.abs(logprobs("torch", model, token_ids, dtype) - reference)
+        assert errors.max() <= plain_errors.max()
+        assert errors.mean() <= plain_errors.mean() / 2
+    else:
+        assert errors.max() <= {"float32": 1e-3, "float16": 5e-2}[dtype]
