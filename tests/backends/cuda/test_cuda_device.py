@@ -1,6 +1,6 @@
 """On a GPU: the same answers as everybody else's, to the bit whatever else is computed, graphs, memory, and the server.
 
-Needs TRITON_INTERPRET=0. What the interpreter can show is tested in the other files, on small steps of one tile shape.
+What the interpreter can show is tested in the other files, on small steps of one tile shape.
 """
 
 from __future__ import annotations
