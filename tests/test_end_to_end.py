@@ -11,12 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 
 from roseinfer.core.errors import DeviceError, InvalidRequestError
 from roseinfer.engine import InferenceEngine
 from roseinfer.engine.device import has_driver
 from roseinfer.server import create_app
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.tiny_models import TinyModel
 
 PROMPTS = ["Hello", "naïve café", "x"]
@@ -24,14 +25,7 @@ PROMPTS = ["Hello", "naïve café", "x"]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    bytes_only.add_special_tokens(["<|endoftext|>"])
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    bytes_only.save(str(path))
-    return path
+    return save_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"), ["<|endoftext|>"])
 
 
 @pytest.fixture(scope="module")

@@ -7,29 +7,11 @@ import pytest
 
 from roseinfer.core.batch import NO_TOKEN, SampleOutput
 from roseinfer.core.messages import TokenOutput
-from roseinfer.core.request import Request
 from roseinfer.scheduler.batch import Batch, SamplingTable
 from roseinfer.scheduler.scheduler import Scheduler
-from tests.fake_engine import make_request, make_scheduler
+from tests.fake_engine import make_scheduler
 from tests.full_engine import make_full_scheduler
-
-
-def add(scheduler: Scheduler, request_id: str, prompt_ids: list[int], **fields: object) -> Request:
-    request = Request(make_request(request_id, prompt_ids, **fields), len(scheduler.running) + len(scheduler.waiting))
-    assert scheduler.add(request) is None
-    return request
-
-
-def prompt(length: int, start: int = 0) -> list[int]:
-    return list(range(start, start + length))
-
-
-def plan(batch: Batch) -> dict[str, int]:
-    return {row.request.request_id: row.num_new_tokens for row in batch.rows}
-
-
-def outputs_of(token_ids: list[int]) -> SampleOutput:
-    return SampleOutput(np.array(token_ids, np.int32), np.zeros(len(token_ids), np.float32))
+from tests.planning import add, outputs_of, plan, prompt
 
 
 def settle(scheduler: Scheduler, batch: Batch, token_id: int = 1) -> list[TokenOutput]:

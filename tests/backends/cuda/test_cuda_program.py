@@ -153,7 +153,7 @@ def test_replays_read_what_the_step_brings(model: Model, monkeypatch: pytest.Mon
     captured = compile_model("cuda", model, OPTIONS)
     plain = compile_model("cuda", model, OPTIONS)
     monkeypatch.setattr(captured, "_graphs", graphs.DecodeGraphs(lambda run: run))
-    for num_rows, position in ((3, 0), (3, 1), (4, 2), (2, 3), (3, 4)):
+    for num_rows, position in ((4, 0), (4, 1), (3, 2), (2, 3), (3, 3)):
         inputs = decode_inputs(num_rows, position)
         captured.forward(inputs)
         plain.forward(inputs)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from roseinfer.engine import InferenceEngine
 from roseinfer.server import create_app
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.tiny_models import TinyModel
 
 SETTINGS = {"device": "cuda", "use_amp": False, "max_model_len": 64, "max_running": 4}
@@ -22,13 +23,7 @@ NUM_NEW = 6
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    bytes_only.save(str(path))
-    return path
+    return save_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
