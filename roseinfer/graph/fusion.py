@@ -10,7 +10,7 @@ Every other op stays as it is. The meaning does not change: values that others r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -41,6 +41,13 @@ class FusedLinear:
     outputs: tuple[Value, ...]
     epilogue: Activation | Gated | None = None
     residual: Value | None = None
+
+    @property
+    def activation(self) -> str:
+        """The epilogue's, empty for none."""
+        if isinstance(self.epilogue, Gated):
+            return self.epilogue.activation
+        return self.epilogue.kind if self.epilogue else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +198,16 @@ def inputs_of(op: Fused) -> tuple[Value, ...]:
 
 def outputs_of(op: Fused) -> tuple[Value, ...]:
     return op.outputs if isinstance(op, FusedLinear) else (op.output,)
+
+
+def lifetimes(ops: Sequence[Fused], logits: Value) -> tuple[dict[int, int], dict[int, int]]:
+    """By a value's index, the number of the operation that makes it, and of the last one that reads it; the logits are
+    read behind all of them.
+    """
+    born = {value.index: i for i, op in enumerate(ops) for value in outputs_of(op)}
+    last = dict(born)
+    for i, op in enumerate(ops):
+        for value in inputs_of(op):
+            last[value.index] = i
+    last[logits.index] = len(ops)
+    return born, last

@@ -30,7 +30,7 @@ from roseinfer.backends.cuda.kernels.workspace import Workspace
 from roseinfer.backends.cuda.kv_cache import KvLayer
 from roseinfer.backends.cuda.weights import Weights
 from roseinfer.graph import AttentionSpec, Graph, Op, Value
-from roseinfer.graph.fusion import Fused, FusedAttention, FusedLinear, fuse, inputs_of, outputs_of
+from roseinfer.graph.fusion import Fused, FusedAttention, FusedLinear, fuse, inputs_of, lifetimes, outputs_of
 from roseinfer.graph.graph import (
     Activation,
     Add,
@@ -93,11 +93,9 @@ class Compiler:
     def compile(self) -> Compiled:
         assert self.graph.logits_value is not None
         self.buffers, arena_bytes = self.plan_buffers()
-        self.linear_workspace = Workspace(self.device, self.linear_floats(), NUM_COUNTERS)
-        self.attention_workspace = Workspace(self.device, self.attention_floats(), NUM_COUNTERS)
+        self.workspace = Workspace(self.device, max(self.linear_floats(), self.attention_floats()), NUM_COUNTERS)
         operations = [(_name(op), self.emit(op)) for op in self.fused]
-        workspaces = (self.linear_workspace, self.attention_workspace)
-        workspace_bytes = sum(space.partials.nbytes + space.counters.nbytes for space in workspaces)
+        workspace_bytes = self.workspace.partials.nbytes + self.workspace.counters.nbytes
         return Compiled(
             operations,
             self.buffers[self.graph.logits_value.index],
@@ -110,13 +108,8 @@ class Compiler:
     def plan_buffers(self) -> tuple[dict[int, Buffer], int]:
         """A buffer for each value; outputs of one linear are parts of one. Returns the bytes of all, too."""
         groups = [outputs_of(op) for op in self.fused]
-        born = {value.index: i for i, group in enumerate(groups) for value in group}
-        last = dict(born)
-        for i, op in enumerate(self.fused):
-            for value in inputs_of(op):
-                last[value.index] = i
         assert self.graph.logits_value is not None
-        last[self.graph.logits_value.index] = len(self.fused)
+        _, last = lifetimes(self.fused, self.graph.logits_value)
         spans = [Span(self._num_bytes(g), i, max(last[v.index] for v in g)) for i, g in enumerate(groups)]
         offsets, total = plan_memory(spans)
         arena = torch.empty(max(total, 1), dtype=torch.uint8, device=self.device)
@@ -176,7 +169,7 @@ class Compiler:
         x, out = self.buffer(op.x), self.joined_output(op)
         residual = self.buffer(op.residual) if op.residual else None
         gated = isinstance(op.epilogue, Gated)
-        epilogue = {"bias": bias, "activation": _activation_name(op.epilogue), "gated": gated}
+        epilogue = {"bias": bias, "activation": op.activation, "gated": gated}
         # cuBLAS chooses its kernel by the number of tokens, so an answer would depend on its neighbours.
         by_library = self.options.fast and matrix.layout == "dense"
 
@@ -185,7 +178,7 @@ class Compiler:
             if by_library and is_worth_it(step.num(x.rows)):
                 library_linear(x.of(step), matrix, out.of(step), residual=given, **epilogue)
             else:
-                linear(x.of(step), matrix, out.of(step), residual=given, workspace=self.linear_workspace, **epilogue)
+                linear(x.of(step), matrix, out.of(step), residual=given, workspace=self.workspace, **epilogue)
 
         return run
 
@@ -215,7 +208,7 @@ class Compiler:
                 layer,
                 spec,
                 self.num_splits(spec, step),
-                self.attention_workspace,
+                self.workspace,
             )
 
         return run
@@ -264,12 +257,6 @@ class Compiler:
 
     def inv_freq(self, values: tuple[float, ...]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
-
-
-def _activation_name(epilogue: Activation | Gated | None) -> str:
-    if isinstance(epilogue, Gated):
-        return epilogue.activation
-    return epilogue.kind if epilogue else ""
 
 
 def _name(op: Fused) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from roseinfer.backends.cuda.kernels.attention import SPLIT_KEYS, QueryTiles, make_tiles
 from roseinfer.backends.cuda.kv_cache import BLOCK_SIZE
-from roseinfer.backends.cuda.stages import NUM_STAGES, aligned
+from roseinfer.backends.cuda.stages import NUM_STAGES, copy_arrays, offsets_of
 from roseinfer.core.batch import ForwardInputs, Int32Array
 
 NO_POSITION = -1  # of a token that does not exist
@@ -121,7 +121,7 @@ class InputStage:
         return step, has_moved
 
     def _copy(self, arrays: Sequence[Int32Array]) -> tuple[list[torch.Tensor], bool]:
-        offsets = np.cumsum([0, *(aligned(len(array)) for array in arrays)]).tolist()
+        offsets = offsets_of(arrays)
         has_moved = offsets[-1] > len(self._on_device)
         if has_moved:
             self._make(2 * offsets[-1])
@@ -129,14 +129,10 @@ class InputStage:
         copied = self._copied[turn]
         if copied is not None:
             copied.synchronize()  # of the step before the last, which has long been done
-        pinned = self._pinned[turn]
-        host = pinned.numpy()
-        for array, offset in zip(arrays, offsets, strict=False):
-            host[offset : offset + len(array)] = array
-        self._on_device[: offsets[-1]].copy_(pinned[: offsets[-1]], non_blocking=True)
+        views = copy_arrays(arrays, offsets, self._pinned[turn], self._on_device)
         if copied is not None:
             copied.record()
-        return [self._on_device[a : a + len(array)] for array, a in zip(arrays, offsets, strict=False)], has_moved
+        return views, has_moved
 
 
 def _tiles(row_offsets: Int32Array, size: int, missing: npt.NDArray[np.bool_]) -> tuple[Int32Array, Int32Array]:

@@ -18,6 +18,23 @@ def aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
+def offsets_of(arrays: Sequence[npt.NDArray[np.generic]]) -> list[int]:
+    """Where each lies behind the one before, and, last, the numbers in all."""
+    offsets: list[int] = np.cumsum([0, *(aligned(array.size) for array in arrays)]).tolist()
+    return offsets
+
+
+def copy_arrays(
+    arrays: Sequence[npt.NDArray[np.generic]], offsets: list[int], pinned: torch.Tensor, on_device: torch.Tensor
+) -> list[torch.Tensor]:
+    """Copies arrays of 4-byte numbers to the device in one go; int32[size] of their bits, for each."""
+    host = pinned.numpy()
+    for array, offset in zip(arrays, offsets, strict=False):
+        host[offset : offset + array.size] = array.reshape(-1).view(np.int32)
+    on_device[: offsets[-1]].copy_(pinned[: offsets[-1]], non_blocking=True)
+    return [on_device[a : a + array.size] for array, a in zip(arrays, offsets, strict=False)]
+
+
 class Arrival:
     """Numbers on their way to the host."""
 
@@ -50,14 +67,10 @@ class Stage:
         """Copies arrays of 4-byte numbers to the device in one go; int32[size] of their bits, for each."""
         if self._arrival is not None:
             self._arrival.numbers()  # of the call before the last; then nothing reads the memory any more
-        offsets = np.cumsum([0, *(aligned(array.size) for array in arrays)]).tolist()
+        offsets = offsets_of(arrays)
         if offsets[-1] > len(self._sent):
             self._pinned, self._sent = self._pair(2 * offsets[-1], self._sent.device)
-        host = self._pinned.numpy()
-        for array, offset in zip(arrays, offsets, strict=False):
-            host[offset : offset + array.size] = array.reshape(-1).view(np.int32)
-        self._sent[: offsets[-1]].copy_(self._pinned[: offsets[-1]], non_blocking=True)
-        return [self._sent[a : a + array.size] for array, a in zip(arrays, offsets, strict=False)]
+        return copy_arrays(arrays, offsets, self._pinned, self._sent)
 
     def results(self, size: int) -> torch.Tensor:
         """int32[size] on the device, of any content."""

@@ -16,7 +16,7 @@ from roseinfer.core.batch import Float32Array
 from roseinfer.core.errors import ConfigError, DeviceError, UnsupportedModelError
 from roseinfer.core.machine import usable_cores
 from roseinfer.graph import Graph, Op, RopeSpec, Value
-from roseinfer.graph.fusion import Fused, FusedAttention, FusedLinear, fuse, inputs_of, outputs_of
+from roseinfer.graph.fusion import Fused, FusedAttention, FusedLinear, fuse, inputs_of, lifetimes, outputs_of
 from roseinfer.graph.graph import (
     Activation,
     Add,
@@ -167,14 +167,9 @@ class _Compiler:
     # -- memory ---------------------------------------------------------------------------------------------
 
     def plan_buffers(self) -> tuple[dict[Form, Any], int]:
-        values = {v.index: v for op in self.fused for v in outputs_of(op)}
-        born = {v.index: i for i, op in enumerate(self.fused) for v in outputs_of(op)}
-        last = dict(born)
-        for i, op in enumerate(self.fused):
-            for value in inputs_of(op):
-                last[value.index] = i
         assert self.graph.logits_value is not None
-        last[self.graph.logits_value.index] = len(self.fused)
+        values = {v.index: v for op in self.fused for v in outputs_of(op)}
+        born, last = lifetimes(self.fused, self.graph.logits_value)
         forms = sorted(form for form in self.forms if form[0] in values)
         spans = [Span(self._form_bytes(values[v], form), born[v], last[v]) for v, form in forms]
         offsets, total = plan_memory(spans)
@@ -266,7 +261,7 @@ class _Compiler:
             [self.vector(name) for name in op.biases],
             outputs,
             combine,
-            _activation_name(op.epilogue),
+            op.activation,
             self.floats(op.residual) if op.residual else _native.Buffer(),
         )
 
@@ -338,9 +333,3 @@ def _thread_pool(num_threads: int) -> Any:
 
 def _rows(value: Value) -> int:
     return 0 if value.rows == "tokens" else 1
-
-
-def _activation_name(epilogue: Activation | Gated | None) -> str:
-    if isinstance(epilogue, Gated):
-        return epilogue.activation
-    return epilogue.kind if epilogue else ""
